@@ -1,0 +1,146 @@
+"""Prefix caches as flat arrays: per replica a bounded set of block hashes in LRU order.
+
+A block's hash is chained on its parent's, so equal hashes mean equal prefixes. The gateway uses
+this as its approximate index of what each replica has cached.
+"""
+
+import hashlib
+from typing import NamedTuple
+
+import numba
+import numpy as np
+from numpy.typing import NDArray
+
+BLOCK_TOKENS = 256
+"""Tokens per block where prompts are text; traces bring their own block size."""
+CHARS_PER_TOKEN = 4
+"""Characters of prompt text taken as one token until usage reports say better."""
+
+
+def block_hashes(text: str, salt: bytes = b"", chars: int = BLOCK_TOKENS * CHARS_PER_TOKEN) -> NDArray[np.int64]:
+    """Hash the full blocks of a prompt, each chained on the one before; the partial tail has none."""
+    data = text.encode("utf-8", "surrogatepass")
+    count = len(data) // chars
+    hashes = np.empty(count, np.int64)
+    parent = hashlib.blake2b(salt, digest_size=8).digest()
+    for i in range(count):
+        parent = hashlib.blake2b(data[i * chars : (i + 1) * chars], digest_size=8, key=parent).digest()
+        hashes[i] = int.from_bytes(parent, "little", signed=True)
+    return hashes
+
+
+class PrefixIndex(NamedTuple):
+    """What each of R replicas has probably cached: per replica at most `capacity[r]` blocks, LRU."""
+
+    capacity: NDArray[np.int64]
+    """(R,): blocks; 0 switches the index off for that replica."""
+    used: NDArray[np.int64]
+    """(R,): blocks held."""
+    key: NDArray[np.int64]
+    """(R, slots): block hash of a slot."""
+    chain: NDArray[np.int32]
+    """(R, slots): next slot in the same bucket, -1 at the end."""
+    bucket: NDArray[np.int32]
+    """(R, buckets): first slot of a bucket, -1 if empty."""
+    newer: NDArray[np.int32]
+    """(R, slots + 1): LRU list; the last column is the sentinel, whose `older` is the newest slot."""
+    older: NDArray[np.int32]
+
+
+def prefix_index(replicas: int, slots: int) -> PrefixIndex:
+    """Make an empty index with room for `slots` blocks per replica."""
+    buckets = 1 << max(4, int(slots * 2 - 1).bit_length())
+    return PrefixIndex(
+        capacity=np.full(replicas, slots, np.int64),
+        used=np.zeros(replicas, np.int64),
+        key=np.zeros((replicas, slots), np.int64),
+        chain=np.full((replicas, slots), -1, np.int32),
+        bucket=np.full((replicas, buckets), -1, np.int32),
+        newer=np.full((replicas, slots + 1), slots, np.int32),
+        older=np.full((replicas, slots + 1), slots, np.int32),
+    )
+
+
+@numba.njit(cache=True)
+def _bucket_of(index: PrefixIndex, block: int) -> int:
+    mixed = (block ^ (block >> 29)) * 0x5851F42D4C957F2D
+    return (mixed ^ (mixed >> 32)) & (index.bucket.shape[1] - 1)
+
+
+@numba.njit(cache=True)
+def _find(index: PrefixIndex, r: int, block: int) -> int:
+    slot = index.bucket[r, _bucket_of(index, block)]
+    while slot >= 0 and index.key[r, slot] != block:
+        slot = index.chain[r, slot]
+    return slot
+
+
+@numba.njit(cache=True)
+def _unlink(index: PrefixIndex, r: int, slot: int) -> None:
+    newer, older = index.newer[r, slot], index.older[r, slot]
+    index.older[r, newer] = older
+    index.newer[r, older] = newer
+
+
+@numba.njit(cache=True)
+def _make_newest(index: PrefixIndex, r: int, slot: int) -> None:
+    sentinel = index.key.shape[1]
+    newest = index.older[r, sentinel]
+    index.older[r, slot], index.newer[r, slot] = newest, sentinel
+    index.newer[r, newest] = slot
+    index.older[r, sentinel] = slot
+
+
+@numba.njit(cache=True)
+def matching_blocks(index: PrefixIndex, r: int, blocks: NDArray[np.int64]) -> int:
+    """Return how many leading blocks replica r probably holds."""
+    count = 0
+    while count < len(blocks) and _find(index, r, blocks[count]) >= 0:
+        count += 1
+    return count
+
+
+@numba.njit(cache=True)
+def remember(index: PrefixIndex, r: int, blocks: NDArray[np.int64]) -> None:
+    """Note that replica r now holds these blocks; the least recently used make room.
+
+    The tail is touched first, so that a prefix outlives its continuations.
+    """
+    for i in range(len(blocks) - 1, -1, -1):
+        block = blocks[i]
+        slot = _find(index, r, block)
+        if slot >= 0:
+            _unlink(index, r, slot)
+            _make_newest(index, r, slot)
+            continue
+        if index.used[r] < min(index.capacity[r], index.key.shape[1]):
+            slot = index.used[r]
+            index.used[r] += 1
+        elif index.used[r] == 0:
+            return
+        else:
+            slot = index.newer[r, index.key.shape[1]]
+            _unlink(index, r, slot)
+            home = _bucket_of(index, index.key[r, slot])
+            if index.bucket[r, home] == slot:
+                index.bucket[r, home] = index.chain[r, slot]
+            else:
+                before = index.bucket[r, home]
+                while index.chain[r, before] != slot:
+                    before = index.chain[r, before]
+                index.chain[r, before] = index.chain[r, slot]
+        home = _bucket_of(index, block)
+        index.key[r, slot] = block
+        index.chain[r, slot] = index.bucket[r, home]
+        index.bucket[r, home] = slot
+        _make_newest(index, r, slot)
+
+
+@numba.njit(cache=True)
+def forget_replica(index: PrefixIndex, r: int) -> None:
+    """Empty replica r's index: it restarted, slept or was lost."""
+    sentinel = index.key.shape[1]
+    index.used[r] = 0
+    index.bucket[r, :] = -1
+    index.newer[r, sentinel] = sentinel
+    index.older[r, sentinel] = sentinel

@@ -1,0 +1,206 @@
+"""The rows that the other rooms write and read. Times are Unix seconds."""
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+
+class Status(StrEnum):
+    """How a request ended."""
+
+    COMPLETED = "completed"
+    SHED = "shed"
+    """Refused by the arm's `admit`, or the held queue was full."""
+    FAILED = "failed"
+    """The replica or the way to it failed, or it answered with an error of its own."""
+    REJECTED = "rejected"
+    """The request itself was wrong (4xx); it counts against nobody."""
+    ABORTED = "aborted"
+    """The client went away; it counts against nobody."""
+
+
+@dataclass(frozen=True, slots=True)
+class RequestRecord:
+    """One request as the gateway saw it. Never any content: lengths and salted hashes only."""
+
+    id: str
+    arrived_s: float
+    path: str
+    model: str
+    status: Status
+    http_status: int
+    arm_id: str
+    """The arm that decided; empty if the control plane was away and Envoy chose."""
+    window: int
+    """The window of the allocation it was decided under, -1 if none."""
+    shard: int
+    session: int
+    replica: str
+    """Name of the replica that answered, empty if none."""
+    attempts: int
+    stream: bool
+    input_tokens: int
+    output_tokens: int
+    max_output_tokens: int
+    cached_tokens: int
+    """Prompt tokens expected in the replica's prefix cache when it was sent there."""
+    usage_counted: bool
+    """True: token counts are the replica's own `usage`; False: estimated."""
+    priority_class: float
+    held_s: float
+    decision_s: float
+    """CPU-side time from body received to answer sent, without the time held."""
+    ttft_s: float | None
+    """Arrival to first body chunk of a stream; None if there was none or it was no stream."""
+    e2e_s: float
+    blocks: tuple[int, ...] = ()
+
+    @property
+    def tpot_s(self) -> float | None:
+        """Time per output token after the first [s]; None where it is not defined."""
+        if self.ttft_s is None or self.output_tokens < 2:
+            return None
+        return max(self.e2e_s - self.ttft_s, 0.0) / (self.output_tokens - 1)
+
+
+@dataclass(frozen=True, slots=True)
+class ReplicaSample:
+    """One replica at one moment."""
+
+    at_s: float
+    replica: str
+    address: str
+    healthy: bool
+    in_flight: int
+    running: float
+    waiting: float
+    kv_usage: float
+    prefix_queries_total: float
+    prefix_hits_total: float
+    preemptions_total: float
+
+
+@dataclass(frozen=True, slots=True)
+class CellRow:
+    """One cell of one window, with what came of it."""
+
+    window: int
+    cell: int
+    arm_id: str
+    replicas: tuple[str, ...]
+    shards: int
+    propensity: float
+    requests: int
+    completed: int
+    shed: int
+    failed: int
+    unfinished: int
+    input_tokens: int
+    output_tokens: int
+    ttft_p50_s: float | None
+    ttft_p99_s: float | None
+    tpot_p50_s: float | None
+    goodput_rps: float
+    utility: float | None
+    """Mean utility of the requests that count [0..1]; None if none do."""
+    replica_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class ArmEstimate:
+    """What one window says and what the bandit believes of one arm."""
+
+    arm_id: str
+    twin_utility: float | None
+    observed_utility: float | None
+    estimate: float | None
+    """Doubly robust estimate of the window's utility had the arm served it all."""
+    posterior_mean: float
+    posterior_sd: float
+    probability: float
+    """Probability of being drawn for a cell of the next window."""
+
+
+@dataclass(frozen=True, slots=True)
+class WindowRow:
+    """One window."""
+
+    window: int
+    started_s: float
+    ended_s: float
+    objective: dict[str, float]
+    context: dict[str, float]
+    requests: int
+    completed: int
+    shed: int
+    failed: int
+    throughput_tokens_s: float
+    ttft_p50_s: float | None
+    ttft_p99_s: float | None
+    tpot_p50_s: float | None
+    tpot_p99_s: float | None
+    goodput_rps: float
+    utility: float | None
+    regret: float | None
+    regret_low: float | None
+    regret_high: float | None
+    drift: str
+    """What drifted in this window: names of detectors, comma-separated; empty for none."""
+    twin_weight: float
+
+
+@dataclass(frozen=True, slots=True)
+class TwinErrorRow:
+    """The twin against what was observed, for one window."""
+
+    window: int
+    metric: str
+    """ttft_mean_s, tpot_mean_s, e2e_mean_s or utility."""
+    observed: float
+    twin: float
+
+
+@dataclass(frozen=True, slots=True)
+class EventRow:
+    """Something an operator would want to know, in one line."""
+
+    at_s: float
+    kind: str
+    """allocation, drift, synthesis, arm, replica, gateway, operator, fault ..."""
+    window: int
+    subject: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class CandidateRow:
+    """One proposal and how far it came."""
+
+    arm_id: str
+    """Empty if it did not even verify."""
+    source: str
+    verdict: str
+    """promoted, rejected."""
+    gate: str
+    """The gate that decided: verify, novelty, screen, race, holdout, or promoted."""
+    reason: str
+    gain: float | None
+    """Paired mean gain in utility over the best incumbent."""
+    gain_low: float | None
+    gain_high: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class SynthesisRow:
+    """One synthesis cycle."""
+
+    started_s: float
+    window: int
+    trigger: str
+    synthesizer: str
+    seconds: float
+    cpu_seconds: float
+    tokens: int
+    cost_usd: float
+    promoted: tuple[str, ...] = ()
+    candidates: tuple[CandidateRow, ...] = field(default=())
+    error: str = ""
