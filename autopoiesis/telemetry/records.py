@@ -187,6 +187,10 @@ class CandidateRow:
     """Paired mean gain in utility over the best incumbent."""
     gain_low: float | None
     gain_high: float | None
+    parents: tuple[str, ...] = ()
+    """Ids of the policies it was made from."""
+    thought: str = ""
+    """What its author said of it."""
 
 
 @dataclass(frozen=True, slots=True)
