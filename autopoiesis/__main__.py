@@ -1,0 +1,5 @@
+"""`python -m autopoiesis` is the command line."""
+
+from autopoiesis.cli import main
+
+main()

@@ -1,0 +1,311 @@
+"""The command line. Each command reads its options, calls one room, and prints the answer."""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+from rich.console import Console
+
+from autopoiesis import __version__
+
+FAILED, WRONG_USAGE, CANNOT_START = 1, 2, 3
+
+app = typer.Typer(
+    name="autopoiesis",
+    help="Serve a vLLM fleet through policies that compete, learn and are replaced.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+arms_app = typer.Typer(help="The registry of arms.", no_args_is_help=True)
+traces_app = typer.Typer(help="Traces of requests.", no_args_is_help=True)
+app.add_typer(arms_app, name="arms")
+app.add_typer(traces_app, name="traces")
+
+out = Console()
+err = Console(stderr=True)
+
+DataDir = Annotated[Path | None, typer.Option("--data-dir", help="Telemetry, logs and run-time files. [default: .autopoiesis]")]
+Config = Annotated[Path | None, typer.Option("--config", help="Settings as TOML; flags override it.")]
+Seed = Annotated[int | None, typer.Option("--seed", help="Seed of every random choice. [default: 0]")]
+Json = Annotated[str | None, typer.Option("--json", metavar="FILE|-", help="Write JSON to a file, or to standard output with -.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print errors and results only.")]
+Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Print details.")]
+SloTtft = Annotated[float | None, typer.Option("--slo-ttft", help="Objective for the time to first token [s]. [default: 1]")]
+SloTpot = Annotated[float | None, typer.Option("--slo-tpot", help="Objective for the time per output token [s]. [default: 0.1]")]
+Profiles = Annotated[list[str] | None, typer.Option("--profile", help="Latency profile of the replicas; repeat for a mixed fleet.")]
+
+
+def stop_with(code: int, message: str) -> NoReturn:
+    """Print one sentence to stderr and exit."""
+    err.print(f"autopoiesis: {message}", highlight=False, markup=False, soft_wrap=True)
+    raise typer.Exit(code)
+
+
+@contextmanager
+def refusals() -> Iterator[None]:
+    """Turn what the rooms refuse into one sentence and the right exit code."""
+    from autopoiesis.arms.language import PolicyError
+    from autopoiesis.arms.registry import RegistryError
+    from autopoiesis.orchestrator.settings import SettingsError
+    from autopoiesis.orchestrator.supervisor import CannotStartError
+    from autopoiesis.replicas.probe import ProbeError
+    from autopoiesis.telemetry.query import QueryError
+    from autopoiesis.telemetry.store import TelemetryError
+    from autopoiesis.twin.trace import TraceError
+
+    try:
+        yield
+    except (CannotStartError, ProbeError, TelemetryError) as error:
+        stop_with(CANNOT_START, str(error))
+    except (SettingsError, TraceError, PolicyError, RegistryError, QueryError) as error:
+        stop_with(WRONG_USAGE, str(error))
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        out.print(__version__, highlight=False)
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    version: Annotated[bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version.")] = False,
+) -> None:
+    """Serve a vLLM fleet through policies that compete, learn and are replaced."""
+
+
+def _settings(config: Path | None, **flags: Any) -> Any:
+    from autopoiesis.orchestrator.settings import load_settings
+
+    lists = {name: tuple(value) if value else None for name, value in flags.items() if isinstance(value, list)}
+    return load_settings(config, {**flags, **lists})
+
+
+@app.command()
+def serve(
+    replica: Annotated[list[str] | None, typer.Option("--replica", metavar="URL", help="An OpenAI-compatible server to put behind the gateway; repeatable.")] = None,
+    simulate: Annotated[int | None, typer.Option("--simulate", help="Simulated replicas, where no --replica is given. [default: 4]")] = None,
+    profile: Profiles = None,
+    host: Annotated[str | None, typer.Option(help="Address to listen on. [default: 127.0.0.1]")] = None,
+    port: Annotated[int | None, typer.Option(help="Port of the OpenAI-compatible endpoint. [default: 8080]")] = None,
+    control_port: Annotated[int | None, typer.Option(help="Port of the control API, loopback only. [default: 8081]")] = None,
+    synthesizer: Annotated[str | None, typer.Option(help="Who writes new policies: genetic, files or none. [default: genetic]")] = None,
+    window: Annotated[float | None, typer.Option("--window", help="Length of a window [s]. [default: 10]")] = None,
+    slo_ttft: SloTtft = None,
+    slo_tpot: SloTpot = None,
+    for_s: Annotated[float | None, typer.Option("--for", metavar="S", help="Stop after this many seconds.")] = None,
+    data_dir: DataDir = None,
+    config: Config = None,
+    seed: Seed = None,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Serve until stopped (or for --for seconds): Envoy, the picker, the controller and the replicas."""
+    from autopoiesis.orchestrator.serve import serve as run
+
+    if replica and simulate is not None:
+        stop_with(WRONG_USAGE, "Give either --replica or --simulate, not both.")
+    with refusals():
+        settings = _settings(
+            config, replica=replica, simulate=simulate, profile=profile, host=host, port=port, control_port=control_port,
+            synthesizer=synthesizer, window_s=window, slo_ttft_s=slo_ttft, slo_tpot_s=slo_tpot, for_s=for_s,
+            data_dir=data_dir, seed=seed,
+        )  # fmt: skip
+        say = (lambda _line: None) if quiet else (lambda line: err.print(line, highlight=False, markup=False))
+        run(settings, say)
+
+
+@app.command()
+def demo(
+    for_s: Annotated[float, typer.Option("--for", metavar="S", help="Length of the demo [s].")] = 120.0,
+    trace: Annotated[Path | None, typer.Option(help="Trace to replay instead of the built-in shift of workload.")] = None,
+    open_page: Annotated[bool, typer.Option("--open/--no-open", help="Open the live page in a browser.")] = False,
+    port: Annotated[int | None, typer.Option(help="Port of the OpenAI-compatible endpoint. [default: 8080]")] = None,
+    control_port: Annotated[int | None, typer.Option(help="Port of the control API. [default: 8081]")] = None,
+    data_dir: DataDir = None,
+    config: Config = None,
+    seed: Seed = None,
+) -> None:
+    """Serve simulated replicas under a real trace, with a live view and a summary."""
+    from autopoiesis.orchestrator.demo import run_demo
+
+    with refusals():
+        settings = _settings(config, port=port, control_port=control_port, data_dir=data_dir, seed=seed)
+        raise typer.Exit(run_demo(settings, trace, for_s, open_page, out))
+
+
+@app.command()
+def load(
+    trace: Annotated[Path, typer.Argument(help="Trace to replay.")],
+    url: Annotated[str, typer.Option(help="Base URL of an OpenAI-compatible endpoint.")],
+    speed: Annotated[float, typer.Option(min=0.001, help="Replay this many times faster than recorded.")] = 1.0,
+    for_s: Annotated[float | None, typer.Option("--for", metavar="S", help="Send for this many seconds.")] = None,
+    max_requests: Annotated[int | None, typer.Option(min=1, help="Send at most this many requests.")] = None,
+    seed: Seed = None,
+    json: Json = None,
+    quiet: Quiet = False,
+) -> None:
+    """Replay a trace as open-loop HTTP load: requests go out at their time, answered or not."""
+    from autopoiesis.orchestrator.tables import load_table, write_json
+    from autopoiesis.gateway.load import run_load
+    from autopoiesis.twin.trace import read_trace
+
+    with refusals():
+        summary = run_load(read_trace(trace), url, speed, for_s, max_requests, seed or 0, quiet or json == "-")
+    if json:
+        write_json(summary.as_dict(), json)
+    if json != "-":
+        out.print(load_table(summary))
+    if summary.completed == 0:
+        raise typer.Exit(FAILED)
+
+
+@app.command()
+def replay(
+    trace: Annotated[Path, typer.Argument(help="Trace to run in the twin.")],
+    replicas: Annotated[int, typer.Option(min=1, max=1024, help="Replicas in the twin.")] = 4,
+    profile: Profiles = None,
+    speed: Annotated[float, typer.Option(min=0.001, help="Replay this many times faster than recorded.")] = 1.0,
+    arm: Annotated[list[str] | None, typer.Option("--arm", metavar="ID|NAME|FILE.py", help="Run this arm instead of every human one; repeatable.")] = None,
+    online: Annotated[bool, typer.Option("--online/--no-online", help="Also run the learning system.")] = True,
+    evolve: Annotated[bool, typer.Option("--evolve", help="Let the learning system synthesize arms.")] = False,
+    window: Annotated[float | None, typer.Option("--window", help="Length of a window [s]. [default: 10]")] = None,
+    for_s: Annotated[float | None, typer.Option("--for", metavar="S", help="Use this many seconds of the trace.")] = None,
+    slo_ttft: SloTtft = None,
+    slo_tpot: SloTpot = None,
+    data_dir: DataDir = None,
+    config: Config = None,
+    seed: Seed = None,
+    json: Json = None,
+    quiet: Quiet = False,
+) -> None:
+    """Run a trace in the twin: every human arm (or the given ones), the online system, the oracle."""
+    from autopoiesis.orchestrator.replay import replay_command
+    from autopoiesis.orchestrator.tables import replay_table, write_json
+
+    with refusals():
+        settings = _settings(
+            config, profile=profile, window_s=window, slo_ttft_s=slo_ttft, slo_tpot_s=slo_tpot, data_dir=data_dir, seed=seed
+        )  # fmt: skip
+        report = replay_command(
+            settings, trace, replicas=replicas, speed=speed, arms=arm or (), online=online, evolve=evolve,
+            for_s=for_s, quiet=quiet or json == "-",
+        )  # fmt: skip
+    if json:
+        write_json(report.as_dict(), json)
+    if json != "-":
+        out.print(replay_table(report))
+
+
+@arms_app.command("list")
+def arms_list(data_dir: DataDir = None, config: Config = None, json: Json = None) -> None:
+    """List all arms with their origin, state, share of the traffic and utility."""
+    from autopoiesis.orchestrator.catalogue import list_arms
+    from autopoiesis.orchestrator.tables import arms_table, write_json
+
+    with refusals():
+        rows = list_arms(_settings(config, data_dir=data_dir))
+    if json:
+        write_json(rows, json)
+    if json != "-":
+        out.print(arms_table(rows))
+
+
+@arms_app.command("show")
+def arms_show(
+    arm: Annotated[str, typer.Argument(metavar="ID", help="Id, unique beginning of an id, or name.")],
+    data_dir: DataDir = None,
+    config: Config = None,
+    json: Json = None,
+) -> None:
+    """Show one arm: its policy, where it comes from, and why it is in its state."""
+    from autopoiesis.orchestrator.catalogue import show_arm
+    from autopoiesis.orchestrator.tables import arm_panel, write_json
+
+    with refusals():
+        row = show_arm(_settings(config, data_dir=data_dir), arm)
+    if json:
+        write_json(row, json)
+    if json != "-":
+        out.print(arm_panel(row))
+
+
+@app.command()
+def sql(
+    query: Annotated[str, typer.Argument(help="One SELECT.")],
+    format: Annotated[str, typer.Option("--format", help="table, json or csv.")] = "table",  # noqa: A002
+    max_rows: Annotated[int, typer.Option(min=1, help="Print at most this many rows.")] = 1000,
+    data_dir: DataDir = None,
+    config: Config = None,
+) -> None:
+    """Ask the telemetry, of a running instance or of a stopped one; read-only."""
+    from autopoiesis.orchestrator.catalogue import ask_telemetry
+    from autopoiesis.telemetry.query import format_result
+
+    if format not in {"table", "json", "csv"}:
+        stop_with(WRONG_USAGE, f"There is no format {format!r}; give table, json or csv.")
+    with refusals():
+        result = ask_telemetry(_settings(config, data_dir=data_dir), query, max_rows)
+    rendered = format_result(result, format)
+    if isinstance(rendered, str):
+        sys.stdout.write(rendered)
+    else:
+        out.print(rendered)
+    if result.truncated:
+        err.print(f"Only the first {max_rows} rows are shown; --max-rows shows more.")
+
+
+@app.command()
+def doctor(json: Json = None) -> None:
+    """Tell what this machine offers, what is missing, and how to get it."""
+    from autopoiesis.orchestrator.doctor import examine
+    from autopoiesis.orchestrator.tables import doctor_table, write_json
+
+    findings = examine()
+    if json:
+        write_json([finding.as_dict() for finding in findings], json)
+    if json != "-":
+        out.print(doctor_table(findings))
+    if any(finding.needed and not finding.there for finding in findings):
+        raise typer.Exit(FAILED)
+
+
+@traces_app.command("info")
+def traces_info(trace: Annotated[Path, typer.Argument(help="Trace to describe.")], json: Json = None) -> None:
+    """Describe a trace: rate, burstiness, lengths, shared prefixes."""
+    from autopoiesis.orchestrator.tables import pairs_table, write_json
+    from autopoiesis.twin.trace import read_trace
+
+    with refusals():
+        summary = read_trace(trace).summary()
+    if json:
+        write_json(summary, json)
+    if json != "-":
+        out.print(pairs_table(str(trace), summary))
+
+
+@traces_app.command("import")
+def traces_import(
+    source: Annotated[Path, typer.Argument(metavar="FILE", help="Mooncake JSONL, Azure CSV or BurstGPT CSV.")],
+    target: Annotated[Path, typer.Argument(metavar="OUT", help="Parquet file to write.")],
+) -> None:
+    """Convert a public trace to this project's Parquet schema."""
+    from autopoiesis.twin.trace import read_trace, write_trace
+
+    with refusals():
+        trace = read_trace(source)
+        write_trace(trace, target)
+    out.print(f"{len(trace)} requests written to {target}", highlight=False)
+
+
+def main() -> None:
+    """Run the command line."""
+    app()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,109 @@
+"""A child process that is kept alive, logs to a file, and never outlives its parent."""
+
+import asyncio
+import ctypes
+import os
+import signal
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+FIRST_BACKOFF_S, LONGEST_BACKOFF_S = 0.2, 10.0
+"""Wait before a restart: doubled after each early death, reset once it has lived for a while."""
+LIVED_S = 20.0
+LOG_BYTES = 4 << 20
+"""A log longer than this is set aside as `.1` when its process starts."""
+_PR_SET_PDEATHSIG = 1
+
+
+def die_with_parent() -> None:
+    """Ask the kernel to kill this process when its parent dies (Linux)."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+class Child:
+    """Runs `argv` again whenever it ends, with back-off, until it is stopped."""
+
+    def __init__(
+        self,
+        name: str,
+        argv: Sequence[str],
+        log: Path,
+        environment: Mapping[str, str] | None = None,
+        on_exit: Callable[[str, int], None] = lambda _name, _code: None,
+    ) -> None:
+        """Prepare; nothing runs before `start`. `on_exit(name, code)` is told of unexpected ends."""
+        self.name = name
+        self.restarts = 0
+        self._argv = list(argv)
+        self._log = log
+        self._environment = {**os.environ, **(environment or {})}
+        self._on_exit = on_exit
+        self._process: asyncio.subprocess.Process | None = None
+        self._keeper: asyncio.Task[None] | None = None
+        self._stopping = False
+
+    @property
+    def pid(self) -> int | None:
+        """Process id while it runs."""
+        running = self._process is not None and self._process.returncode is None
+        return self._process.pid if running and self._process else None
+
+    async def start(self) -> None:
+        """Start the process and keep it running; OSError if it cannot be started at all."""
+        await self._spawn()
+        self._keeper = asyncio.create_task(self._keep(), name=f"keep {self.name}")
+
+    async def stop(self, grace_s: float) -> None:
+        """Send SIGTERM, wait, and kill what is left."""
+        self._stopping = True
+        if self._keeper:
+            self._keeper.cancel()
+        process = self._process
+        if process is None or process.returncode is not None:
+            return
+        process.terminate()
+        try:
+            await asyncio.wait_for(process.wait(), grace_s)
+        except TimeoutError:
+            process.kill()
+            await process.wait()
+
+    def last_words(self, lines: int = 5) -> str:
+        """Return the end of its log, to explain a failed start."""
+        try:
+            text = self._log.read_text(errors="replace")
+        except OSError:
+            return ""
+        return "\n".join(text.strip().splitlines()[-lines:])
+
+    async def _spawn(self) -> None:
+        if self._log.exists() and self._log.stat().st_size > LOG_BYTES:
+            self._log.replace(self._log.with_suffix(self._log.suffix + ".1"))
+        with self._log.open("ab") as log:
+            self._process = await asyncio.create_subprocess_exec(
+                *self._argv,
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env=self._environment,
+                start_new_session=True,
+                preexec_fn=die_with_parent,
+            )
+
+    async def _keep(self) -> None:
+        clock = asyncio.get_running_loop().time
+        backoff_s = FIRST_BACKOFF_S
+        while not self._stopping and self._process is not None:
+            born = clock()
+            code = await self._process.wait()
+            if self._stopping:
+                return
+            self._on_exit(self.name, code)
+            if clock() - born > LIVED_S:
+                backoff_s = FIRST_BACKOFF_S
+            await asyncio.sleep(backoff_s)
+            backoff_s = min(backoff_s * 2, LONGEST_BACKOFF_S)
+            self.restarts += 1
+            await self._spawn()

@@ -1,0 +1,133 @@
+"""What an operator can set. Flags override `AUTOPOIESIS_*` variables, which override the TOML file."""
+
+import os
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import orjson
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from autopoiesis.arms.objective import Objective
+from autopoiesis.twin.latency import profiles
+
+ENVIRONMENT_PREFIX = "AUTOPOIESIS_"
+
+
+class SettingsError(ValueError):
+    """A setting is wrong; the message says which, and what to do."""
+
+
+class Settings(BaseModel):
+    """Everything that `serve` needs to know. Times are seconds."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    data_dir: Path = Path(".autopoiesis")
+    """Telemetry, logs and run-time files live here."""
+    host: str = "127.0.0.1"
+    """Address the gateway listens on; 0.0.0.0 for all."""
+    port: int = Field(8080, ge=1, le=65535)
+    control_port: int = Field(8081, ge=1, le=65535)
+    """Control API on the loopback interface: health, status, arms, SQL."""
+    replica: tuple[str, ...] = ()
+    """URLs of OpenAI-compatible servers; none: simulate."""
+    simulate: int = Field(4, ge=1, le=64)
+    """How many replicas to simulate where no URL is given."""
+    profile: tuple[str, ...] = ("h100-llama-3-8b-tp1-bf16",)
+    """Latency profiles of the replicas, repeated over them in turn."""
+    synthesizer: Literal["genetic", "files", "none"] = "genetic"
+    window_s: float = Field(10.0, ge=1.0, le=3600.0)
+    cell_replicas: int = Field(2, ge=1)
+    """Replicas in a cell, the unit to which an arm is assigned."""
+    slo_ttft_s: float = Field(1.0, gt=0.0)
+    slo_tpot_s: float = Field(0.1, gt=0.0)
+    synthesis_budget_s: float = Field(20.0, gt=0.0)
+    """Longest time one synthesis cycle may take."""
+    synthesis_cooldown_s: float = Field(60.0, ge=0.0)
+    """Shortest time between two synthesis cycles."""
+    drain_s: float = Field(20.0, ge=0.0)
+    """How long running requests may finish after a stop was asked for."""
+    for_s: float | None = Field(None, gt=0.0)
+    """Stop by itself after this time; None: serve until stopped."""
+    seed: int = Field(0, ge=0)
+
+    @field_validator("profile")
+    @classmethod
+    def _known_profile(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        for name in names:
+            if name not in profiles():
+                raise ValueError(f"no profile is called {name!r}; known are: {', '.join(profiles())}")
+        if not names:
+            raise ValueError("at least one profile is needed")
+        return names
+
+    @model_validator(mode="after")
+    def _distinct_ports(self) -> Self:
+        if self.port == self.control_port:
+            raise ValueError(f"port and control_port are both {self.port}; give one of them another number")
+        return self
+
+    @property
+    def objective(self) -> Objective:
+        """The service-level objective."""
+        return Objective(slo_ttft_s=self.slo_ttft_s, slo_tpot_s=self.slo_tpot_s)
+
+    @property
+    def run_dir(self) -> Path:
+        """Where sockets and files of a running instance are."""
+        return self.data_dir / "run"
+
+    @property
+    def telemetry_file(self) -> Path:
+        """The DuckDB file."""
+        return self.data_dir / "telemetry.duckdb"
+
+    def save(self) -> None:
+        """Write the settings where the child processes read them."""
+        target = self.run_dir / "settings.json"
+        target.write_bytes(orjson.dumps(self.model_dump(mode="json")))
+
+    @classmethod
+    def of_running(cls, run_dir: Path) -> Self:
+        """Read the settings that `serve` wrote for its children."""
+        return cls.model_validate(orjson.loads((run_dir / "settings.json").read_bytes()))
+
+
+def load_settings(
+    config: Path | None, flags: Mapping[str, Any], environment: Mapping[str, str] | None = None
+) -> Settings:
+    """Merge file, environment and flags (None: not given); raise `SettingsError` with one sentence."""
+    values = _from_file(config) if config else {}
+    values |= _from_environment(os.environ if environment is None else environment)
+    values |= {name: value for name, value in flags.items() if value is not None}
+    try:
+        return Settings.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = ".".join(str(part) for part in first["loc"] if not isinstance(part, int))
+        if first["type"] == "extra_forbidden":
+            known = ", ".join(sorted(Settings.model_fields))
+            raise SettingsError(f"There is no setting {name!r}; known are: {known}.") from None
+        what = str(first["msg"]).removeprefix("Value error, ")
+        raise SettingsError(f"Setting {name}: {what}." if name else f"{what}.") from None
+
+
+def _from_file(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise SettingsError(f"Cannot read the configuration {path}: {error.strerror}.") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise SettingsError(f"The configuration {path} is not valid TOML: {error}.") from None
+
+
+def _from_environment(environment: Mapping[str, str]) -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    for name, field in Settings.model_fields.items():
+        text = environment.get(ENVIRONMENT_PREFIX + name.upper())
+        if text:
+            several = str(field.annotation).startswith("tuple")
+            values[name] = tuple(part.strip() for part in text.split(",")) if several else text
+    return values

@@ -1,0 +1,217 @@
+"""Starts a gateway and all its processes, keeps them running, and takes them down again.
+
+This process holds no telemetry and routes nothing, so there is little in it that can fail: Envoy,
+the picker, the controller and the simulated replicas are children, restarted with back-off.
+"""
+
+import asyncio
+import fcntl
+import os
+import shutil
+import socket
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import orjson
+
+from autopoiesis.gateway import envoy
+from autopoiesis.orchestrator.child import Child
+from autopoiesis.orchestrator.settings import Settings
+from autopoiesis.replicas.fleet import Member, free_ports, simulated_command, write_fleet
+from autopoiesis.replicas.probe import probe
+
+LONGEST_RUN_DIR = 90
+"""Longest run directory in which a Unix socket's path still fits (the kernel allows 108 bytes)."""
+START_LIMIT_S = 240.0
+"""Longest start: the first one on a machine compiles the decision and twin kernels."""
+STOP_GRACE_S = 5.0
+
+Say = Callable[[str], None]
+
+
+class CannotStartError(RuntimeError):
+    """Something needed is missing or taken; the message says what, and what to do."""
+
+
+class Supervisor:
+    """One running gateway: `async with Supervisor(settings, say) as it: await it.run_until(stop)`."""
+
+    def __init__(self, settings: Settings, say: Say) -> None:
+        """Prepare; `say` is told one line for everything an operator should know."""
+        self.settings = settings
+        self.members: tuple[Member, ...] = ()
+        self._say = say
+        self._children: list[Child] = []
+
+    @property
+    def url(self) -> str:
+        """Base URL for OpenAI clients, without `/v1`."""
+        host = self.settings.host
+        return f"http://{'127.0.0.1' if host in {'0.0.0.0', '::'} else host}:{self.settings.port}"  # noqa: S104
+
+    @property
+    def control_url(self) -> str:
+        """Base URL of the control API."""
+        return f"http://127.0.0.1:{self.settings.control_port}"
+
+    async def start(self) -> None:
+        """Start everything and return once the gateway answers; raise `CannotStartError`."""
+        settings = self.settings
+        run_dir = settings.run_dir.resolve()
+        _check_port(settings.host, settings.port, "--port")
+        _check_port("127.0.0.1", settings.control_port, "--control-port")
+        shutil.rmtree(run_dir, ignore_errors=True)
+        run_dir.mkdir(parents=True)
+        (settings.data_dir / "logs").mkdir(exist_ok=True)
+        self.members = await self._fleet()
+        write_fleet(run_dir / "fleet.json", self.members)
+        settings.save()
+        await self._start_children(run_dir)
+        await self._wait_ready()
+
+    async def stop(self) -> None:
+        """Drain, then stop every child and remove the run directory."""
+        by_name = {child.name: child for child in self._children}
+        if "envoy" in by_name and by_name["envoy"].pid is not None:
+            await envoy.drain(self.settings.run_dir.resolve(), self.settings.drain_s)
+        for name in ("envoy", "controller", "picker"):
+            if name in by_name:
+                await by_name.pop(name).stop(STOP_GRACE_S)
+        await asyncio.gather(*(child.stop(STOP_GRACE_S) for child in by_name.values()))
+        self._children.clear()
+        shutil.rmtree(self.settings.run_dir, ignore_errors=True)
+
+    async def _fleet(self) -> tuple[Member, ...]:
+        settings = self.settings
+        if settings.replica:
+            names = [settings.profile[i % len(settings.profile)] for i in range(len(settings.replica))]
+            found = await asyncio.gather(*(probe(url) for url in settings.replica))
+            return tuple(
+                Member(name=f"replica-{i}", address=server.address, profile=names[i], speed=1.0, kind="remote")
+                for i, server in enumerate(found)
+            )
+        ports = free_ports(settings.simulate)
+        return tuple(
+            Member(
+                name=f"sim-{i}",
+                address=f"127.0.0.1:{port}",
+                profile=settings.profile[i % len(settings.profile)],
+                speed=1.0,
+                kind="simulated",
+            )
+            for i, port in enumerate(ports)
+        )
+
+    async def _start_children(self, run_dir: Path) -> None:
+        for member in self.members:
+            if member.kind == "simulated":
+                command = simulated_command(member)
+                await self._start(member.name, command.argv, command.environment)
+        module = [sys.executable, "-m"]
+        await self._start("picker", [*module, "autopoiesis.gateway.picker", "--run-dir", str(run_dir)])
+        await self._start("controller", [*module, "autopoiesis.orchestrator.controller", "--run-dir", str(run_dir)])
+        argv = envoy.prepare(run_dir, self.settings.host, self.settings.port, self.members)
+        await self._start("envoy", argv)
+
+    async def _start(self, name: str, argv: list[str], environment: dict[str, str] | None = None) -> None:
+        log = self.settings.data_dir / "logs" / f"{name}.log"
+        child = Child(name, argv, log, environment, on_exit=self._on_exit)
+        self._children.append(child)
+        await child.start()
+
+    def _on_exit(self, name: str, code: int) -> None:
+        how = f"was killed by signal {-code}" if code < 0 else f"ended with code {code}"
+        self._say(f"{name} {how}; it is started again (log: {self.settings.data_dir / 'logs' / name}.log)")
+
+    async def _wait_ready(self) -> None:
+        waiting_for = {f"{self.url}/v1/models": "envoy", f"{self.control_url}/health": "controller"}
+        run_dir = self.settings.run_dir
+        deadline = asyncio.get_running_loop().time() + START_LIMIT_S
+        async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=2)) as session:
+            while True:
+                waiting_for = {u: n for u, n in waiting_for.items() if not await _answers(session, u)}
+                if not waiting_for and (run_dir / "picker.sock").exists():
+                    return
+                stuck = [c for c in self._children if c.restarts >= 3]
+                if stuck or asyncio.get_running_loop().time() > deadline:
+                    child = stuck[0] if stuck else self._child(next(iter(waiting_for.values()), "picker"))
+                    log = self.settings.data_dir / "logs" / f"{child.name}.log"
+                    raise CannotStartError(
+                        f"{child.name} does not come up; the end of {log} says:\n{child.last_words()}"
+                    )
+                await asyncio.sleep(0.1)
+
+    def _child(self, name: str) -> Child:
+        return next(child for child in self._children if child.name == name)
+
+
+@contextmanager
+def data_directory(settings: Settings) -> Iterator[None]:
+    """Hold the data directory for one instance; raise `CannotStartError` if it cannot be had."""
+    directory = settings.data_dir
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        lock = (directory / "lock").open("a+b")
+    except OSError as error:
+        raise CannotStartError(
+            f"Cannot use the data directory {directory}: {error.strerror}; give another one with --data-dir."
+        ) from None
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.seek(0)
+            pid = lock.read().decode(errors="replace").strip() or "unknown"
+            raise CannotStartError(
+                f"The data directory {directory} belongs to a running instance (process {pid}); "
+                "stop that one or give another directory with --data-dir."
+            ) from None
+        if len(str(settings.run_dir.resolve())) > LONGEST_RUN_DIR:
+            raise CannotStartError(
+                f"The path of the data directory {directory.resolve()} is too long for Unix sockets; "
+                "give a shorter one with --data-dir."
+            )
+        lock.truncate(0)
+        lock.write(str(os.getpid()).encode())
+        lock.flush()
+        yield
+
+
+def running_control_url(data_dir: Path) -> str | None:
+    """Return the control URL of the instance that holds this data directory, None if none runs."""
+    try:
+        with (data_dir / "lock").open("rb") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return None
+    except FileNotFoundError:
+        return None
+    except BlockingIOError:
+        try:
+            settings: dict[str, Any] = orjson.loads((data_dir / "run" / "settings.json").read_bytes())
+        except (OSError, orjson.JSONDecodeError):
+            return None
+        return f"http://127.0.0.1:{settings['control_port']}"
+
+
+def _check_port(host: str, port: int, option: str) -> None:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as trial:
+        trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            trial.bind((host, port))
+        except OSError as error:
+            raise CannotStartError(
+                f"Cannot listen on {host}:{port}: {error.strerror}; give another port with {option}."
+            ) from None
+
+
+async def _answers(session: aiohttp.ClientSession, url: str) -> bool:
+    try:
+        async with session.get(url) as answer:
+            return answer.status == 200
+    except (aiohttp.ClientError, TimeoutError, OSError):
+        return False
