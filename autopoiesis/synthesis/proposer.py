@@ -1,0 +1,58 @@
+"""The seam at which authors of policies plug in: a person, a search, a model."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from autopoiesis.arms.arm import Origin
+from autopoiesis.synthesis.brief import Brief
+from autopoiesis.telemetry.records import SynthesisRow
+
+
+@dataclass(frozen=True, slots=True)
+class Parent:
+    """A policy to start from."""
+
+    id: str
+    source: str
+    name: str
+    gain: float | None
+    """Mean gain in utility over the best incumbent on the recent windows; None if not raced."""
+
+
+@dataclass(frozen=True, slots=True)
+class Proposal:
+    """One suggested policy, unchecked."""
+
+    source: str | bytes
+    origin: Origin
+    parents: tuple[str, ...] = ()
+    """Ids of the policies it was made from."""
+    thought: str = ""
+    """What its author says of it: one line."""
+    tokens: int = 0
+    cost_usd: float = 0.0
+
+
+class Proposer(Protocol):
+    """An author of policies."""
+
+    @property
+    def origin(self) -> Origin:
+        """Under which name its policies are kept."""
+        ...
+
+    def propose(
+        self, brief: Brief, parents: Sequence[Parent], n: int, rng: np.random.Generator
+    ) -> list[Proposal]:
+        """Return at most n proposals; none means that it has no more to say in this cycle.
+
+        `brief` comes without its hold-out windows. `parents` are ordered best first.
+        """
+        ...
+
+    def learn(self, brief: Brief, row: SynthesisRow) -> None:
+        """Take note of how the cycle ended for its proposals."""
+        ...
