@@ -1,0 +1,1 @@
+"""Replicas: the members of the fleet, their health and metrics, and simulated ones."""

@@ -1,0 +1,1 @@
+"""Twin: a simulator of vLLM replicas and the traces that drive it."""
