@@ -129,7 +129,8 @@ def execute(code: NDArray[np.int32], start: int, registers: NDArray[np.float64])
     """
     at = start
     while True:
-        op, target, i, j = code[at, 0], code[at, 1], code[at, 2], code[at, 3]
+        op, target = int(code[at, 0]), int(code[at, 1])
+        i, j = int(code[at, 2]), int(code[at, 3])
         at += 1
         if op == _RETURN:
             return registers[i]
