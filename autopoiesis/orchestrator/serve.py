@@ -1,0 +1,53 @@
+"""`serve`: one gateway in the foreground, until a signal or its time is up."""
+
+import asyncio
+import contextlib
+import signal
+
+from autopoiesis.orchestrator.settings import Settings
+from autopoiesis.orchestrator.supervisor import Say, Supervisor, data_directory
+
+
+def serve(settings: Settings, say: Say) -> None:
+    """Serve until SIGINT, SIGTERM or `settings.for_s`; nothing is left behind."""
+    with data_directory(settings):
+        asyncio.run(_serve(settings, say))
+
+
+async def _serve(settings: Settings, say: Say) -> None:
+    stop = stop_on_signals()
+    supervisor = Supervisor(settings, say)
+    say("starting (the first start on a machine compiles the kernels: about a minute)")
+    starting = asyncio.create_task(supervisor.start())
+    stopping = asyncio.create_task(stop.wait())
+    try:
+        await asyncio.wait({starting, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        if not starting.done():
+            return
+        await starting
+        say(f"OpenAI-compatible endpoint: {supervisor.url}/v1 ({describe(supervisor)})")
+        say(f"control API: {supervisor.control_url}   telemetry: {settings.telemetry_file}")
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(stopping, settings.for_s)
+        say(f"draining (at most {settings.drain_s:g} s)")
+    finally:
+        for task in (starting, stopping):
+            task.cancel()
+        await asyncio.gather(starting, stopping, return_exceptions=True)
+        await supervisor.stop()
+        say("stopped")
+
+
+def describe(supervisor: Supervisor) -> str:
+    """Return the fleet in a few words."""
+    kinds = {member.kind for member in supervisor.members}
+    return f"{len(supervisor.members)} {' and '.join(sorted(kinds))} replicas"
+
+
+def stop_on_signals() -> asyncio.Event:
+    """Return an event that SIGINT and SIGTERM set."""
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stop.set)
+    return stop
