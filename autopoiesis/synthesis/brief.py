@@ -4,7 +4,8 @@ A brief is a value that travels to the worker's process as bytes.
 """
 
 import base64
-from dataclasses import asdict, dataclass, fields, replace
+import time
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Self
 
 import numpy as np
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 
 from autopoiesis.arms.arm import Origin
 from autopoiesis.arms.objective import Objective
-from autopoiesis.twin.latency import Profile
+from autopoiesis.twin.latency import ClientOverhead, Profile, StepModel
 from autopoiesis.twin.simulation import ReplicaSpec
 from autopoiesis.twin.trace import Trace
 
@@ -62,6 +63,8 @@ class Brief:
     """Where the `files` proposer writes briefs and finds policies."""
     window: int = -1
     """The window in which it was asked."""
+    asked_s: float = field(default_factory=time.time)
+    """When it was asked, Unix time [s]."""
 
     def __post_init__(self) -> None:
         if not self.incumbents:
@@ -89,7 +92,7 @@ class Brief:
 
     def to_bytes(self) -> bytes:
         """Serialise to JSON; arrays as base64 of their little-endian bytes."""
-        plain = {field.name: getattr(self, field.name) for field in fields(self)}
+        plain: dict[str, Any] = {each.name: getattr(self, each.name) for each in fields(self)}
         plain["objective"] = asdict(self.objective)
         plain["replicas"] = [asdict(spec) for spec in self.replicas]
         plain["windows"] = [_trace_to_plain(trace) for trace in self.windows]
@@ -104,7 +107,7 @@ class Brief:
             plain = orjson.loads(data)
             plain["objective"] = Objective(**plain["objective"])
             plain["replicas"] = tuple(
-                ReplicaSpec(spec["name"], Profile(**spec["profile"]), spec["speed"]) for spec in plain["replicas"]
+                ReplicaSpec(**{**spec, "profile": _profile_from_plain(spec["profile"])}) for spec in plain["replicas"]
             )
             plain["windows"] = tuple(_trace_from_plain(trace) for trace in plain["windows"])
             plain["holdout"] = tuple(_trace_from_plain(trace) for trace in plain["holdout"])
@@ -120,14 +123,19 @@ class Brief:
             raise BriefError(f"This is not a brief ({type(error).__name__}: {error}); pass what to_bytes wrote.") from None
 
 
+def _profile_from_plain(plain: dict[str, Any]) -> Profile:
+    nested = {"step": StepModel(**plain["step"]), "client": ClientOverhead(**plain["client"])}
+    return Profile(**{**plain, **nested})
+
+
 def _trace_to_plain(trace: Trace) -> dict[str, Any]:
     plain: dict[str, Any] = {}
-    for field in fields(trace):
-        value = getattr(trace, field.name)
+    for each in fields(trace):
+        value = getattr(trace, each.name)
         if isinstance(value, np.ndarray):
             little = value.astype(value.dtype.newbyteorder("<"))
             value = {"dtype": little.dtype.str, "base64": base64.b64encode(little.tobytes()).decode()}
-        plain[field.name] = value
+        plain[each.name] = value
     return plain
 
 

@@ -1,0 +1,213 @@
+"""The gates a proposal passes in order: verify, novelty, screen, race, hold-out."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from autopoiesis.arms.compiler import compile_policy
+from autopoiesis.arms.language import Policy, PolicyError, verify
+from autopoiesis.arms.machine import Program
+from autopoiesis.synthesis.brief import Brief
+from autopoiesis.synthesis.probe import Probe
+from autopoiesis.synthesis.proposer import Proposal
+from autopoiesis.synthesis.race import (
+    Cell,
+    Course,
+    Gain,
+    future_cells,
+    holdout_cells,
+    paired_gain,
+    race_cells,
+    screen_cell,
+)
+from autopoiesis.telemetry.records import CandidateRow
+
+Gate = Literal["verify", "novelty", "screen", "race", "holdout", "promoted"]
+
+CLEARLY_WORSE = 0.02
+"""Loss in mean utility on the screen that ends a candidate."""
+FUTILE_CONFIDENCE = 0.8
+"""A race stops once an interval of this coverage lies below zero: stopping early promotes nothing."""
+KEPT = 4
+"""Fewest candidates of a generation that go on from one round of the race to the next."""
+
+
+@dataclass(slots=True)
+class Candidate:
+    """A proposal on its way through the gates."""
+
+    proposal: Proposal
+    policy: Policy | None = None
+    program: Program | None = None
+    gate: Gate = "verify"
+    """The gate that decided, or that it stands before."""
+    reason: str = ""
+    """Why it was rejected; empty while it is in."""
+    gain: Gain | None = None
+
+    @property
+    def runnable(self) -> tuple[str, Program]:
+        """Id and program, once it has passed `verify`."""
+        assert self.policy is not None
+        assert self.program is not None
+        return self.policy.id, self.program
+
+    def reject(self, gate: Gate, reason: str) -> None:
+        """Note the gate that decided against it and why."""
+        self.gate, self.reason = gate, reason
+
+    def row(self) -> CandidateRow:
+        """Return what is kept of it."""
+        raw = self.proposal.source
+        text = raw if isinstance(raw, str) else raw.decode("utf-8", "replace")
+        return CandidateRow(
+            arm_id=self.policy.id if self.policy else "",
+            source=self.policy.source if self.policy else text[:8192],
+            verdict="promoted" if self.gate == "promoted" else "rejected",
+            gate=self.gate,
+            reason=self.reason,
+            gain=self.gain.mean if self.gain else None,
+            gain_low=_finite(self.gain.low) if self.gain else None,
+            gain_high=_finite(self.gain.high) if self.gain else None,
+            parents=self.proposal.parents,
+            thought=self.proposal.thought,
+        )
+
+
+def _finite(bound: float) -> float | None:
+    return bound if abs(bound) < 1e300 else None
+
+
+@dataclass(frozen=True, slots=True)
+class Rival:
+    """An incumbent, ready to run."""
+
+    name: str
+    policy: Policy
+    program: Program
+
+
+class Gates:
+    """Judges candidates against the best incumbent, on the same traffic and seeds."""
+
+    def __init__(self, brief: Brief, course: Course) -> None:
+        """Run every incumbent on the recent and the hold-out windows; the best is the one to beat.
+
+        The incumbents alone are seen there, so their choice gives nothing away to candidates.
+        Raises PolicyError if an incumbent's source is no policy.
+        """
+        self._brief = brief
+        self._course = course
+        self._probe = Probe(brief.replicas, brief.objective, brief.seed)
+        self._known = set(brief.known)
+        self._decisions: dict[bytes, str] = {}
+        self.screen_on = screen_cell(brief)
+        self.race_on = race_cells(brief)
+        self._holdout_on = holdout_cells(brief)
+        self._futures_on = future_cells(brief)
+        self.rivals = [_ready(incumbent.name, incumbent.source) for incumbent in brief.incumbents]
+        for rival in self.rivals:
+            self._known.add(rival.policy.id)
+            self._decisions.setdefault(self._probe.decisions(rival.program), rival.name)
+        seen = [*self.race_on, *self._holdout_on]
+        self.scores = [course.mean(r.policy.id, r.program, seen) for r in self.rivals]
+        self.best = self.rivals[self.scores.index(max(self.scores))]
+
+    @property
+    def holdout_replays(self) -> int:
+        """Replays that one finalist costs in the hold-out."""
+        return len(self._holdout_on) + len(self._futures_on)
+
+    def gain(self, policy_id: str, program: Program, cells: Sequence[Cell], confidence: float = 0.95) -> Gain:
+        """Return the policy's paired gain over the best incumbent."""
+        best = self.best
+        differences = [
+            self._course.utility(policy_id, program, cell)
+            - self._course.utility(best.policy.id, best.program, cell)
+            for cell in cells
+        ]
+        return paired_gain(differences, [cell.window for cell in cells], confidence)
+
+    def verify(self, candidate: Candidate) -> bool:
+        """Is it a policy?"""
+        try:
+            candidate.policy = verify(candidate.proposal.source)
+        except PolicyError as error:
+            candidate.reject("verify", str(error))
+            return False
+        candidate.program = compile_policy(candidate.policy)
+        return True
+
+    def novelty(self, candidate: Candidate) -> bool:
+        """Is it new, in text and in what it decides?"""
+        policy_id, program = candidate.runnable
+        if policy_id in self._known:
+            candidate.reject("novelty", "the same policy is known already")
+            return False
+        self._known.add(policy_id)
+        twin = self._decisions.setdefault(self._probe.decisions(program), policy_id)
+        if twin != policy_id:
+            candidate.reject("novelty", f"decides as {twin} does in every probed state")
+            return False
+        return True
+
+    def screen(self, candidate: Candidate) -> bool:
+        """Does it hold up in a short replay of the newest window?"""
+        candidate.gain = self.gain(*candidate.runnable, [self.screen_on])
+        if candidate.gain.mean < -CLEARLY_WORSE:
+            candidate.reject("screen", f"utility {candidate.gain.mean:+.4f} against {self.best.name} in a short replay")
+            return False
+        return True
+
+    def race(self, candidates: Sequence[Candidate]) -> list[Candidate]:
+        """Race a generation window by window; losers and the slower half drop out as it goes.
+
+        Returns those that finished, best first.
+        """
+        running = sorted(candidates, key=_mean_gain, reverse=True)
+        for done in range(1, len(self.race_on) + 1):
+            for candidate in running:
+                candidate.gate = "race"
+                candidate.gain = self.gain(*candidate.runnable, self.race_on[:done], FUTILE_CONFIDENCE)
+            for candidate in running:
+                if candidate.gain and candidate.gain.high < 0.0:
+                    candidate.reject("race", f"behind {self.best.name} after {done} replays")
+            running = sorted((c for c in running if not c.reason), key=_mean_gain, reverse=True)
+            keep = max(KEPT, (len(running) + 1) // 2)
+            for candidate in running[keep:]:
+                candidate.reject("race", f"{keep} of its generation were ahead of it after {done} replays")
+            running = running[:keep]
+        for candidate in running:
+            candidate.gain = self.gain(*candidate.runnable, self.race_on)
+        return running
+
+    def hold_out(self, candidate: Candidate) -> bool:
+        """Does the gain hold on windows and futures that nothing was fitted to?"""
+        best, floor = self.best.name, self._brief.min_gain
+        unseen = self.gain(*candidate.runnable, self._holdout_on)
+        if unseen.mean < 0.0:
+            candidate.reject("holdout", f"utility {unseen.mean:+.4f} against {best} on hold-out windows")
+            return False
+        futures = self.gain(*candidate.runnable, self._futures_on)
+        if futures.mean < 0.0:
+            candidate.reject("holdout", f"utility {futures.mean:+.4f} against {best} in perturbed futures")
+            return False
+        pooled = self.gain(*candidate.runnable, [*self.race_on, *self._holdout_on, *self._futures_on])
+        candidate.gain = pooled
+        if not (pooled.low > 0.0 and pooled.mean >= floor):
+            candidate.reject("holdout", f"gain {pooled} over {best} is not surely above 0 and at least {floor:g}")
+            return False
+        candidate.gate = "promoted"
+        candidate.reason = (
+            f"gain {pooled} over {best}; hold-out windows {unseen.mean:+.4f}, perturbed futures {futures.mean:+.4f}"
+        )
+        return True
+
+
+def _mean_gain(candidate: Candidate) -> float:
+    return candidate.gain.mean if candidate.gain else 0.0
+
+
+def _ready(name: str, source: str) -> Rival:
+    policy = verify(source)
+    return Rival(name, policy, compile_policy(policy))

@@ -1,0 +1,79 @@
+"""The proposer that needs no model: mutation and crossover of policies."""
+
+import ast
+from collections.abc import Sequence
+from contextlib import suppress
+
+import numpy as np
+
+from autopoiesis.arms.arm import Origin
+from autopoiesis.arms.language import Policy, PolicyError, verify
+from autopoiesis.synthesis.brief import Brief
+from autopoiesis.synthesis.mutation import OPERATORS
+from autopoiesis.synthesis.proposer import Parent, Proposal
+from autopoiesis.telemetry.records import SynthesisRow
+
+MATE_SHARE = 0.5
+"""Share of proposals that may take parts from a second parent."""
+TRIES = 20
+"""Tries per proposal wanted before giving up."""
+LARGEST_TREE = 400
+"""Nodes of a policy's tree; larger ones are not proposed, so that people can read what wins."""
+PRESSURE = 0.85
+"""Each rank is chosen this much less often than the one before it."""
+
+_WEIGHTS = np.array([weight for weight, _, _ in OPERATORS])
+_WEIGHTS /= _WEIGHTS.sum()
+
+
+class GeneticProposer:
+    """Varies its parents. Every proposal verifies and none is proposed twice."""
+
+    origin = Origin.GENETIC
+
+    def __init__(self) -> None:
+        self._seen: set[str] = set()
+
+    def propose(
+        self, brief: Brief, parents: Sequence[Parent], n: int, rng: np.random.Generator
+    ) -> list[Proposal]:
+        """Return n new policies, fewer only if variation no longer finds any."""
+        self._seen.update(incumbent.arm_id for incumbent in brief.incumbents)
+        self._seen.update(brief.known)
+        odds = PRESSURE ** np.arange(len(parents))
+        odds /= odds.sum()
+        proposals: list[Proposal] = []
+        for _ in range(n * TRIES):
+            if len(proposals) == n:
+                break
+            first, second = rng.choice(len(parents), 2, p=odds)
+            crossed = second != first and rng.random() < MATE_SHARE
+            mates = [parents[second]] if crossed else []
+            made = _vary(parents[first], mates, rng)
+            if made is None or made[0].id in self._seen:
+                continue
+            policy, thought = made
+            self._seen.add(policy.id)
+            lineage = (parents[first].id, *(mate.id for mate in mates))
+            proposals.append(Proposal(policy.source, self.origin, lineage, thought))
+        return proposals
+
+    def learn(self, brief: Brief, row: SynthesisRow) -> None:
+        """Selection has already taught it all it can use."""
+
+
+def _vary(parent: Parent, mates: Sequence[Parent], rng: np.random.Generator) -> tuple[Policy, str] | None:
+    """Apply one to three operators; None where they found nothing to do or left no policy."""
+    tree = ast.parse(parent.source)
+    others = [ast.parse(mate.source) for mate in mates]
+    done: list[str] = []
+    for _ in range(min(int(rng.geometric(0.6)), 3)):
+        _, what, operator = OPERATORS[rng.choice(len(OPERATORS), p=_WEIGHTS)]
+        if operator(tree, others, rng):
+            done.append(what)
+    if not done or sum(1 for _ in ast.walk(tree)) > LARGEST_TREE:
+        return None
+    with suppress(PolicyError):
+        names = " and ".join(p.name for p in (parent, *mates))
+        return verify(ast.unparse(ast.fix_missing_locations(tree))), f"{names}: {', '.join(done)}"
+    return None

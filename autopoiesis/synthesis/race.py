@@ -1,0 +1,137 @@
+"""Paired comparison in the twin: the same traffic, the same seeds, one policy against another."""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import stdtrit
+
+from autopoiesis.arms.machine import Program
+from autopoiesis.arms.objective import Objective
+from autopoiesis.synthesis.brief import Brief
+from autopoiesis.synthesis.perturb import varied
+from autopoiesis.twin.simulation import COMPLETED, Outcome, ReplicaSpec, run_arm
+from autopoiesis.twin.trace import Trace
+
+CONFIDENCE = 0.95
+"""Coverage of the intervals that verdicts rest on."""
+SCREEN_REQUESTS = 400
+"""Requests that count in the short replay of the screen."""
+SURGE = 1.3
+"""How much faster requests come in a perturbed future."""
+
+
+class OutOfTime(Exception):  # noqa: N818 - not an error: the budget is spent
+    """The budget is spent."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Cell:
+    """One replay: traffic, a seed, and the window it is made from."""
+
+    trace: Trace
+    counts: NDArray[np.bool_]
+    """(n,): which requests count: those after the warm-up."""
+    seed: int
+    window: int
+
+
+@dataclass(frozen=True, slots=True)
+class Gain:
+    """Mean difference in utility with its interval; without one where a single window tells it."""
+
+    mean: float
+    low: float = -np.inf
+    high: float = np.inf
+
+    def __str__(self) -> str:
+        return f"{self.mean:+.4f} [{self.low:+.4f}, {self.high:+.4f}]"
+
+
+def paired_gain(
+    differences: Sequence[float], windows: Sequence[int], confidence: float = CONFIDENCE
+) -> Gain:
+    """Return the mean of per-window mean differences with Student's t interval over windows.
+
+    Replays of one window are not independent, so the window is the unit.
+    """
+    labels = np.asarray(windows)
+    means = np.array([np.mean(np.asarray(differences)[labels == w]) for w in np.unique(labels)])
+    mean = float(means.mean())
+    if len(means) < 2:
+        return Gain(mean)
+    half = float(stdtrit(len(means) - 1, 0.5 + confidence / 2) * means.std(ddof=1) / np.sqrt(len(means)))
+    return Gain(mean, mean - half, mean + half)
+
+
+def mean_utility(outcome: Outcome, objective: Objective, counts: NDArray[np.bool_]) -> float:
+    """Return the mean utility of the requests that count; shed and failed ones have none."""
+    each = objective.utility(outcome.ttft_s, outcome.tpot_s)
+    return float(np.where(outcome.status == COMPLETED, each, 0.0)[counts].mean())
+
+
+class Course:
+    """Cells on which policies are run, each policy at most once per cell."""
+
+    def __init__(
+        self, replicas: Sequence[ReplicaSpec], objective: Objective, in_time: Callable[[], None]
+    ) -> None:
+        """Prepare; `in_time` is called before each replay and raises `OutOfTime` to stop."""
+        self.replays = 0
+        self._replicas = tuple(replicas)
+        self._objective = objective
+        self._in_time = in_time
+        self._utility: dict[tuple[str, Cell], float] = {}
+
+    def utility(self, policy_id: str, program: Program, cell: Cell) -> float:
+        """Return the policy's mean utility on a cell."""
+        key = (policy_id, cell)
+        if key not in self._utility:
+            self._in_time()
+            outcome = run_arm(cell.trace, self._replicas, program, self._objective, cell.seed)
+            self._utility[key] = mean_utility(outcome, self._objective, cell.counts)
+            self.replays += 1
+        return self._utility[key]
+
+    def mean(self, policy_id: str, program: Program, cells: Iterable[Cell]) -> float:
+        """Return the policy's utility, averaged over cells."""
+        return float(np.mean([self.utility(policy_id, program, cell) for cell in cells]))
+
+
+def screen_cell(brief: Brief) -> Cell:
+    """Return the head of the newest window."""
+    trace = brief.windows[-1]
+    warmup = int(np.count_nonzero(~brief.counting(trace)))
+    head = trace.head(warmup + SCREEN_REQUESTS)
+    return Cell(head, brief.counting(head), brief.seed, len(brief.windows) - 1)
+
+
+def race_cells(brief: Brief, variants: int = 1) -> list[Cell]:
+    """Return every recent window, newest first, as it was, then `variants` varied copies of each."""
+    rng = np.random.default_rng([brief.seed, 1])
+    newest_first = list(enumerate(brief.windows))[::-1]
+    cells = [Cell(trace, brief.counting(trace), brief.seed, i) for i, trace in newest_first]
+    for k in range(1, variants + 1):
+        cells += [Cell(varied(trace, rng), brief.counting(trace), brief.seed + k, i) for i, trace in newest_first]
+    return cells
+
+
+def holdout_cells(brief: Brief) -> list[Cell]:
+    """Return the hold-out windows as they were."""
+    first = len(brief.windows)
+    return [Cell(t, brief.counting(t), brief.seed + 11, first + i) for i, t in enumerate(brief.holdout)]
+
+
+def future_cells(brief: Brief) -> list[Cell]:
+    """Return perturbed futures: hold-out windows and the newest recent ones, varied and in a surge."""
+    rng = np.random.default_rng([brief.seed, 2])
+    first = len(brief.windows)
+    sources = [(first + i, trace) for i, trace in enumerate(brief.holdout)]
+    sources += list(enumerate(brief.windows))[-max(len(brief.holdout), 2) :]
+    cells: list[Cell] = []
+    for window, trace in sources:
+        counts = brief.counting(trace)
+        cells.append(Cell(varied(trace, rng), counts, brief.seed + 21, window))
+        cells.append(Cell(varied(trace, rng).speed(SURGE), counts, brief.seed + 22, window))
+    return cells

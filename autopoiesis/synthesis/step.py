@@ -1,0 +1,176 @@
+"""One synthesis cycle: propose, judge, breed from what did well, promote at most two."""
+
+import time
+from collections.abc import Callable
+from contextlib import suppress
+
+import numpy as np
+
+from autopoiesis.arms.arm import Arm, Origin, State
+from autopoiesis.synthesis.brief import Brief, BriefError
+from autopoiesis.synthesis.gates import Candidate, Gates
+from autopoiesis.synthesis.proposer import Parent, Proposer
+from autopoiesis.synthesis.race import Course, OutOfTime
+from autopoiesis.telemetry.records import SynthesisRow
+
+GENERATION = 24
+"""Proposals asked for at a time."""
+FINALISTS = 4
+"""Most candidates that see the hold-out: each look at it costs some of its honesty."""
+PROMOTED = 2
+"""Most candidates promoted by one cycle."""
+BREEDERS = 10
+"""Raced candidates that may become parents, besides the incumbents."""
+HOLDOUT_SHARE = 0.4
+"""Largest share of the budget kept back for the hold-out."""
+
+Clock = Callable[[], float]
+
+
+def step(
+    brief: Brief, proposer: Proposer, clock: Clock = time.monotonic, cpu_clock: Clock = time.process_time
+) -> SynthesisRow:
+    """Run one cycle within the brief's budget; return every verdict, promoted policies best first.
+
+    Raises BriefError where the brief has no hold-out, PolicyError where an incumbent is no policy.
+    """
+    if not brief.holdout:
+        raise BriefError("A brief needs at least 1 hold-out window; wait for more traffic or cut it shorter.")
+    cycle = _Cycle(brief, proposer, clock)
+    started_cpu_s = cpu_clock()
+    error = cycle.run()
+    row = SynthesisRow(
+        started_s=brief.asked_s,
+        window=brief.window,
+        trigger=brief.trigger,
+        synthesizer=proposer.origin.value,
+        seconds=clock() - cycle.started_s,
+        cpu_seconds=cpu_clock() - started_cpu_s,
+        tokens=sum(c.proposal.tokens for c in cycle.candidates),
+        cost_usd=sum(c.proposal.cost_usd for c in cycle.candidates),
+        promoted=tuple(c.runnable[0] for c in cycle.promoted),
+        candidates=tuple(c.row() for c in (*cycle.promoted, *(c for c in cycle.candidates if c.gate != "promoted"))),
+        error=error,
+    )
+    proposer.learn(brief.for_proposers(), row)
+    return row
+
+
+def promoted_arms(row: SynthesisRow, created_at: float) -> list[Arm]:
+    """Return the promoted policies of a cycle as arms, best first; they still have to earn traffic."""
+    by_id = {c.arm_id: c for c in row.candidates if c.verdict == "promoted"}
+    return [
+        Arm(
+            id=arm_id,
+            name=f"{row.synthesizer}-{arm_id[:4]}",
+            origin=Origin(row.synthesizer),
+            state=State.CANDIDATE,
+            source=by_id[arm_id].source,
+            created_at=created_at,
+            parents=by_id[arm_id].parents,
+            reason=by_id[arm_id].reason,
+            thought=by_id[arm_id].thought,
+        )
+        for arm_id in row.promoted
+    ]
+
+
+class _Cycle:
+    """The state of one cycle."""
+
+    def __init__(self, brief: Brief, proposer: Proposer, clock: Clock) -> None:
+        self.candidates: list[Candidate] = []
+        self.promoted: list[Candidate] = []
+        self.started_s = clock()
+        self._brief = brief
+        self._proposer = proposer
+        self._clock = clock
+        self._until_s = self.started_s + brief.budget_s
+        self._course = Course(brief.replicas, brief.objective, self._in_time)
+        self._raced: list[Candidate] = []
+
+    def run(self) -> str:
+        """Run the cycle; return why it could not be finished, empty if it was."""
+        try:
+            gates = Gates(self._brief, self._course)
+        except OutOfTime:
+            return (
+                f"The budget of {self._brief.budget_s:g} s was spent on the incumbents before any candidate; "
+                "give more time or fewer and shorter windows."
+            )
+        room = 1.0 - max(gates.scores)
+        if room < self._brief.min_gain:
+            return ""
+        end_s = self._until_s
+        self._until_s = end_s - self._kept_back_s(gates)
+        with suppress(OutOfTime):
+            self._search(gates)
+        self._until_s = end_s
+        self._judge_finalists(gates)
+        self._explain_the_rest()
+        return ""
+
+    def _in_time(self) -> None:
+        if self._clock() >= self._until_s:
+            raise OutOfTime
+
+    def _kept_back_s(self, gates: Gates) -> float:
+        """Return the time that the hold-out will need, from what replays have cost so far."""
+        replay_s = (self._clock() - self.started_s) / max(self._course.replays, 1)
+        needed_s = 1.5 * replay_s * gates.holdout_replays * (FINALISTS + 1)
+        return min(needed_s, HOLDOUT_SHARE * self._brief.budget_s)
+
+    def _search(self, gates: Gates) -> None:
+        """Breed generation after generation until time, room or ideas run out."""
+        rng = np.random.default_rng([self._brief.seed, 4])
+        blind = self._brief.for_proposers()
+        while len(self.candidates) < self._brief.max_candidates:
+            self._in_time()
+            n = min(GENERATION, self._brief.max_candidates - len(self.candidates))
+            proposals = self._proposer.propose(blind, self._parents(gates), n, rng)[:n]
+            if not proposals:
+                return
+            generation = [Candidate(proposal) for proposal in proposals]
+            self.candidates += generation
+            new = [c for c in generation if gates.verify(c) and gates.novelty(c)]
+            self._raced += gates.race([c for c in new if gates.screen(c)])
+
+    def _parents(self, gates: Gates) -> list[Parent]:
+        """Return whom to start from, best first: incumbents and the best that finished a race."""
+        best_score = max(gates.scores)
+        pool = [
+            Parent(r.policy.id, r.policy.source, r.name, score - best_score)
+            for r, score in zip(gates.rivals, gates.scores, strict=True)
+        ]
+        for candidate in self._leaders()[:BREEDERS]:
+            assert candidate.policy is not None
+            gain = candidate.gain.mean if candidate.gain else None
+            pool.append(Parent(candidate.policy.id, candidate.policy.source, candidate.policy.id, gain))
+        return sorted(pool, key=lambda parent: parent.gain or 0.0, reverse=True)
+
+    def _leaders(self) -> list[Candidate]:
+        return sorted(self._raced, key=lambda c: c.gain.mean if c.gain else 0.0, reverse=True)
+
+    def _judge_finalists(self, gates: Gates) -> None:
+        worthy = [c for c in self._leaders() if c.gain and c.gain.mean >= self._brief.min_gain]
+        for finalist in worthy[:FINALISTS]:
+            try:
+                if gates.hold_out(finalist):
+                    self.promoted.append(finalist)
+            except OutOfTime:
+                finalist.reject("holdout", "the budget ran out before its hold-out was finished")
+        self.promoted.sort(key=lambda c: c.gain.mean if c.gain else 0.0, reverse=True)
+        for spare in self.promoted[PROMOTED:]:
+            spare.reject("holdout", f"good enough, but {PROMOTED} were better: {spare.reason}")
+        del self.promoted[PROMOTED:]
+
+    def _explain_the_rest(self) -> None:
+        """Give a reason to those that no gate has decided on."""
+        for c in self.candidates:
+            if c.reason:
+                continue
+            if c.gate == "race" and c in self._raced:
+                ahead = c.gain is not None and c.gain.mean >= self._brief.min_gain
+                c.reject("race", f"{FINALISTS} others did better" if ahead else f"gain {c.gain} is below {self._brief.min_gain:g}")
+            else:
+                c.reject(c.gate, "the budget ran out before this gate decided")
