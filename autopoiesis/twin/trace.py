@@ -1,5 +1,6 @@
 """Traces: the requests of a span of real traffic, as flat arrays."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
@@ -11,7 +12,7 @@ from numpy.typing import NDArray
 
 from autopoiesis.twin.trace_formats import HASHED_IDS, TraceError, read_columns
 
-__all__ = ["Trace", "TraceError", "TraceSummary", "read_trace", "write_trace"]
+__all__ = ["Trace", "TraceError", "TraceSummary", "read_trace", "splice", "write_trace"]
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
@@ -108,13 +109,6 @@ class Trace:
             raise ValueError(f"a trace's speed must be above 0, not {factor}")
         return replace(self, arrival_s=self.arrival_s / factor)
 
-    def splice(self, *others: "Trace") -> "Trace":
-        """Return this trace, then the others, each a mean gap after what came before."""
-        whole = self
-        for other in others:
-            whole = whole._followed_by(other)
-        return whole
-
     def _rows(self, first: int, last: int) -> "Trace":
         last = max(first, last)
         start = self.block_start[first : last + 1]
@@ -130,27 +124,6 @@ class Trace:
             blocks=self.blocks[start[0] : start[-1]],
             block_tokens=self.block_tokens,
             name=self.name,
-        )
-
-    def _followed_by(self, other: "Trace") -> "Trace":
-        if len(self.blocks) and len(other.blocks) and self.block_tokens != other.block_tokens:
-            raise ValueError(
-                f"cannot splice {self.name} and {other.name}: their blocks have "
-                f"{self.block_tokens} and {other.block_tokens} tokens"
-            )
-        start = np.concatenate([self.block_start, other.block_start[1:] + len(self.blocks)])
-        gap_s = self.duration_s / (len(self) - 1) if len(self) > 1 else 0.0
-        return Trace(
-            arrival_s=np.concatenate([self.arrival_s, other.arrival_s + (self.duration_s + gap_s)]),
-            input_tokens=np.concatenate([self.input_tokens, other.input_tokens]),
-            output_tokens=np.concatenate([self.output_tokens, other.output_tokens]),
-            max_output_tokens=np.concatenate([self.max_output_tokens, other.max_output_tokens]),
-            session=np.concatenate([self.session, other.session]),
-            priority=np.concatenate([self.priority, other.priority]),
-            block_start=start,
-            blocks=np.concatenate([self.blocks, other.blocks]),
-            block_tokens=self.block_tokens if len(self.blocks) else other.block_tokens,
-            name=f"{self.name}+{other.name}",
         )
 
     def summary(self) -> TraceSummary:
@@ -191,6 +164,41 @@ def _mean_p50_p99(tokens: Ints) -> tuple[float, float, float]:
     if not len(tokens):
         return np.nan, np.nan, np.nan
     return float(tokens.mean()), float(np.median(tokens)), float(np.percentile(tokens, 99))
+
+
+def splice(parts: Sequence[Trace], name: str) -> Trace:
+    """Join traces in time: each begins one mean gap after the last arrival of what came before.
+
+    Raises:
+        ValueError: no part was given, or their prefix blocks are of different sizes.
+    """
+    if not parts:
+        raise ValueError("there is nothing to splice")
+    sizes = {part.block_tokens: part.name for part in parts if len(part.blocks)}
+    if len(sizes) > 1:
+        raise ValueError(
+            f"cannot splice traces whose blocks have {' and '.join(map(str, sizes))} tokens"
+        )
+    begins_s, starts, blocks = [0.0], [np.zeros(1, np.int64)], 0
+    for part in parts:
+        mean_gap_s = part.duration_s / (len(part) - 1) if len(part) > 1 else 0.0
+        begins_s.append(begins_s[-1] + part.duration_s + mean_gap_s)
+        starts.append(part.block_start[1:] + blocks)
+        blocks += len(part.blocks)
+    return Trace(
+        arrival_s=np.concatenate(
+            [p.arrival_s + at for p, at in zip(parts, begins_s, strict=False)]
+        ),
+        input_tokens=np.concatenate([p.input_tokens for p in parts]),
+        output_tokens=np.concatenate([p.output_tokens for p in parts]),
+        max_output_tokens=np.concatenate([p.max_output_tokens for p in parts]),
+        session=np.concatenate([p.session for p in parts]),
+        priority=np.concatenate([p.priority for p in parts]),
+        block_start=np.concatenate(starts),
+        blocks=np.concatenate([p.blocks for p in parts]),
+        block_tokens=next(iter(sizes), parts[0].block_tokens),
+        name=name,
+    )
 
 
 def read_trace(path: str | PathLike[str]) -> Trace:

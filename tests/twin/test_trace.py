@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from autopoiesis.twin.trace import Trace, TraceError, read_trace, write_trace
+from autopoiesis.twin.trace import Trace, TraceError, read_trace, splice, write_trace
 
 TRACES = Path(__file__).parents[2] / "traces"
 
@@ -247,7 +247,7 @@ def test_cutting_loses_nothing(trace: Trace, at_s: float) -> None:
     assert np.concatenate([early.blocks, late.blocks]).tolist() == trace.blocks.tolist()
     assert late.arrival_s + at_s == pytest.approx(trace.arrival_s[len(early) :])
     assert same(trace.head(len(early)), early)
-    spliced = early.splice(late)
+    spliced = splice([early, late], "both")
     assert spliced.blocks.tolist() == trace.blocks.tolist()
     assert spliced.block_start.tolist() == trace.block_start.tolist()
     assert trace.speed(2.0).duration_s == pytest.approx(trace.duration_s / 2)
@@ -256,15 +256,18 @@ def test_cutting_loses_nothing(trace: Trace, at_s: float) -> None:
 def test_splice_refuses_different_blocks() -> None:
     mooncake = read_trace(TRACES / "mooncake_conversation_a.parquet").head(3)
     code = read_trace(TRACES / "azure2023_code_a.parquet").head(3)
-    both = mooncake.splice(code)
-    assert (len(both), both.block_tokens) == (6, 512)
-    assert code.splice(mooncake).block_tokens == 512
+    both = splice([mooncake, code], "both")
+    assert (len(both), both.block_tokens, both.name) == (6, 512, "both")
+    assert both.arrival_s[3] == pytest.approx(mooncake.duration_s * 1.5)
+    with pytest.raises(ValueError, match="nothing"):
+        splice([], "none")
+    assert splice([code, mooncake], "both").block_tokens == 512
     halved = Trace(
         **{f.name: getattr(mooncake, f.name) for f in fields(Trace) if f.name != "block_tokens"},
         block_tokens=256,
     )
     with pytest.raises(ValueError, match="cannot splice"):
-        mooncake.splice(halved)
+        splice([mooncake, halved], "both")
     with pytest.raises(ValueError, match="speed"):
         mooncake.speed(0)
     with pytest.raises(ValueError, match="must not fall"):
