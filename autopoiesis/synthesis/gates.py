@@ -140,6 +140,7 @@ class Gates:
 
     def novelty(self, candidate: Candidate) -> bool:
         """Is it new, in text and in what it decides?"""
+        candidate.gate = "novelty"
         policy_id, program = candidate.runnable
         if policy_id in self._known:
             candidate.reject("novelty", "the same policy is known already")
@@ -153,6 +154,7 @@ class Gates:
 
     def screen(self, candidate: Candidate) -> bool:
         """Does it hold up in a short replay of the newest window?"""
+        candidate.gate = "screen"
         candidate.gain = self.gain(*candidate.runnable, [self.screen_on])
         if candidate.gain.mean < -CLEARLY_WORSE:
             candidate.reject("screen", f"utility {candidate.gain.mean:+.4f} against {self.best.name} in a short replay")
@@ -164,10 +166,11 @@ class Gates:
 
         Returns those that finished, best first.
         """
+        for candidate in candidates:
+            candidate.gate = "race"
         running = sorted(candidates, key=_mean_gain, reverse=True)
         for done in range(1, len(self.race_on) + 1):
             for candidate in running:
-                candidate.gate = "race"
                 candidate.gain = self.gain(*candidate.runnable, self.race_on[:done], FUTILE_CONFIDENCE)
             for candidate in running:
                 if candidate.gain and candidate.gain.high < 0.0:
@@ -183,6 +186,7 @@ class Gates:
 
     def hold_out(self, candidate: Candidate) -> bool:
         """Does the gain hold on windows and futures that nothing was fitted to?"""
+        candidate.gate = "holdout"
         best, floor = self.best.name, self._brief.min_gain
         unseen = self.gain(*candidate.runnable, self._holdout_on)
         if unseen.mean < 0.0:

@@ -38,7 +38,7 @@ def step(
         raise BriefError("A brief needs at least 1 hold-out window; wait for more traffic or cut it shorter.")
     cycle = _Cycle(brief, proposer, clock)
     started_cpu_s = cpu_clock()
-    error = cycle.run()
+    cycle.run()
     row = SynthesisRow(
         started_s=brief.asked_s,
         window=brief.window,
@@ -50,7 +50,8 @@ def step(
         cost_usd=sum(c.proposal.cost_usd for c in cycle.candidates),
         promoted=tuple(c.runnable[0] for c in cycle.promoted),
         candidates=tuple(c.row() for c in (*cycle.promoted, *(c for c in cycle.candidates if c.gate != "promoted"))),
-        error=error,
+        error=cycle.error,
+        conclusion=cycle.conclusion,
     )
     proposer.learn(brief.for_proposers(), row)
     return row
@@ -81,6 +82,8 @@ class _Cycle:
     def __init__(self, brief: Brief, proposer: Proposer, clock: Clock) -> None:
         self.candidates: list[Candidate] = []
         self.promoted: list[Candidate] = []
+        self.error = ""
+        self.conclusion = ""
         self.started_s = clock()
         self._brief = brief
         self._proposer = proposer
@@ -89,18 +92,20 @@ class _Cycle:
         self._course = Course(brief.replicas, brief.objective, self._in_time)
         self._raced: list[Candidate] = []
 
-    def run(self) -> str:
-        """Run the cycle; return why it could not be finished, empty if it was."""
+    def run(self) -> None:
+        """Run the cycle to its conclusion, or to the error that kept it from one."""
         try:
             gates = Gates(self._brief, self._course)
         except OutOfTime:
-            return (
+            self.error = (
                 f"The budget of {self._brief.budget_s:g} s was spent on the incumbents before any candidate; "
                 "give more time or fewer and shorter windows."
             )
-        room = 1.0 - max(gates.scores)
-        if room < self._brief.min_gain:
-            return ""
+            return
+        best = f"the best incumbent, {gates.best.name}, with utility {max(gates.scores):.4f}"
+        if 1.0 - max(gates.scores) < self._brief.min_gain:
+            self.conclusion = f"Nothing promoted: {best}, leaves no room for {self._brief.min_gain:g} more."
+            return
         end_s = self._until_s
         self._until_s = end_s - self._kept_back_s(gates)
         with suppress(OutOfTime):
@@ -108,7 +113,11 @@ class _Cycle:
         self._until_s = end_s
         self._judge_finalists(gates)
         self._explain_the_rest()
-        return ""
+        if self.promoted:
+            gains = ", ".join(f"{c.runnable[0]} {c.gain}" for c in self.promoted)
+            self.conclusion = f"Promoted with a gain over {best}: {gains}."
+        else:
+            self.conclusion = f"Nothing promoted: none of {len(self.candidates)} candidates surely beats {best}."
 
     def _in_time(self) -> None:
         if self._clock() >= self._until_s:

@@ -208,3 +208,5 @@ class SynthesisRow:
     promoted: tuple[str, ...] = ()
     candidates: tuple[CandidateRow, ...] = field(default=())
     error: str = ""
+    conclusion: str = ""
+    """What came of it, in one line."""
