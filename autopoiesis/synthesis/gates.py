@@ -32,7 +32,7 @@ KEPT = 4
 """Fewest candidates of a generation that go on from one round of the race to the next."""
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Candidate:
     """A proposal on its way through the gates."""
 
@@ -44,6 +44,8 @@ class Candidate:
     reason: str = ""
     """Why it was rejected; empty while it is in."""
     gain: Gain | None = None
+    decided: bool = True
+    """False if time ran out before its gate could decide."""
 
     @property
     def runnable(self) -> tuple[str, Program]:

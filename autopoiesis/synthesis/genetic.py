@@ -11,7 +11,7 @@ from autopoiesis.arms.language import Policy, PolicyError, verify
 from autopoiesis.synthesis.brief import Brief
 from autopoiesis.synthesis.mutation import OPERATORS
 from autopoiesis.synthesis.proposer import Parent, Proposal
-from autopoiesis.telemetry.records import SynthesisRow
+from autopoiesis.telemetry.records import CandidateRow
 
 MATE_SHARE = 0.5
 """Share of proposals that may take parts from a second parent."""
@@ -58,7 +58,7 @@ class GeneticProposer:
             proposals.append(Proposal(policy.source, self.origin, lineage, thought))
         return proposals
 
-    def learn(self, brief: Brief, row: SynthesisRow) -> None:
+    def learn(self, verdicts: Sequence[tuple[Proposal, CandidateRow]]) -> None:
         """Selection has already taught it all it can use."""
 
 

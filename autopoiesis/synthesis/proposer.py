@@ -8,7 +8,7 @@ import numpy as np
 
 from autopoiesis.arms.arm import Origin
 from autopoiesis.synthesis.brief import Brief
-from autopoiesis.telemetry.records import SynthesisRow
+from autopoiesis.telemetry.records import CandidateRow
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +53,6 @@ class Proposer(Protocol):
         """
         ...
 
-    def learn(self, brief: Brief, row: SynthesisRow) -> None:
-        """Take note of how the cycle ended for its proposals."""
+    def learn(self, verdicts: Sequence[tuple[Proposal, CandidateRow]]) -> None:
+        """Take note of how a finished cycle decided; proposals it had no time for are left out."""
         ...

@@ -53,7 +53,7 @@ def step(
         error=cycle.error,
         conclusion=cycle.conclusion,
     )
-    proposer.learn(brief.for_proposers(), row)
+    proposer.learn([(c.proposal, c.row()) for c in cycle.candidates if c.decided])
     return row
 
 
@@ -167,7 +167,7 @@ class _Cycle:
                 if gates.hold_out(finalist):
                     self.promoted.append(finalist)
             except OutOfTime:
-                finalist.reject("holdout", "the budget ran out before its hold-out was finished")
+                break
         self.promoted.sort(key=lambda c: c.gain.mean if c.gain else 0.0, reverse=True)
         for spare in self.promoted[PROMOTED:]:
             spare.reject("holdout", f"good enough, but {PROMOTED} were better: {spare.reason}")
@@ -183,3 +183,4 @@ class _Cycle:
                 c.reject("race", f"{FINALISTS} others did better" if ahead else f"gain {c.gain} is below {self._brief.min_gain:g}")
             else:
                 c.reject(c.gate, "the budget ran out before this gate decided")
+                c.decided = False
