@@ -1,0 +1,380 @@
+"""The twin's event loop: traffic, the gateway's decisions, and R engines, in one compiled kernel.
+
+Decisions are taken by the kernels of `arms.fleet`, as in the live gateway. At one instant a scrape
+comes first, then arrivals, then ends of steps, so that a step sees all that has arrived.
+"""
+
+from typing import NamedTuple
+
+import numba
+import numpy as np
+from numpy.typing import NDArray
+
+from autopoiesis.arms.fleet import (
+    FleetState,
+    Group,
+    admits,
+    arrive,
+    describe_fleet,
+    describe_request,
+    dispatch,
+    finish,
+    first_token,
+    place,
+    predicted_output_tokens,
+    report,
+    urgency,
+)
+from autopoiesis.arms.machine import PRIORITY, Program
+from autopoiesis.twin.kv import CAPACITY
+from autopoiesis.twin.outcome import Status
+from autopoiesis.twin.scheduler import (
+    CACHED,
+    DECODING,
+    END,
+    FIRST_OUT,
+    LAST_OUT,
+    MAX_SEQS,
+    MAX_TOKENS,
+    RUNNING,
+    STEPS,
+    WAITING,
+    WAITING_HEAD,
+    Engines,
+    complete,
+    cut,
+    fits,
+    plan,
+    submit,
+    used_blocks,
+)
+
+HELD_LIMIT = 1024
+"""Requests that one group may hold; beyond it they are shed."""
+
+COMPLETED, SHED, FAILED = int(Status.COMPLETED), int(Status.SHED), int(Status.FAILED)
+
+NOW, INTERVAL = range(2)
+"""Columns of `World.clock_s`."""
+ARRIVED, SCRAPED, LONGEST = range(3)
+"""Columns of `World.cursor`: arrivals and scrapes so far; most decode steps in one event."""
+
+
+class Traffic(NamedTuple):
+    """The trace, and each request's shard."""
+
+    arrival_s: NDArray[np.float64]
+    input_tokens: NDArray[np.int64]
+    output_tokens: NDArray[np.int64]
+    max_output_tokens: NDArray[np.int64]
+    session: NDArray[np.int64]
+    priority: NDArray[np.float64]
+    block_start: NDArray[np.int64]
+    blocks: NDArray[np.int64]
+    shard: NDArray[np.int64]
+
+
+class Ledger(NamedTuple):
+    """What became of each request so far."""
+
+    cell: NDArray[np.int64]
+    replica: NDArray[np.int64]
+    status: NDArray[np.int64]
+    dispatched_s: NDArray[np.float64]
+    first_token_s: NDArray[np.float64]
+    finished_s: NDArray[np.float64]
+    charge: NDArray[np.float64]
+    """(n, 2): uncached prompt tokens and context tokens, as told to the fleet's accounting."""
+    neighbour: NDArray[np.int64]
+    """(n, 2): the next and the previous request held by the same group, -1 at the ends."""
+
+
+class Groups(NamedTuple):
+    """The G groups of replicas of the current allocation; arrays that end in `_from` are CSR starts."""
+
+    of_shard: NDArray[np.int64]
+    cell_of_shard: NDArray[np.int64]
+    of_replica: NDArray[np.int64]
+    """(R,): -1 where a replica serves no cell."""
+    code: NDArray[np.int32]
+    code_from: NDArray[np.int64]
+    entry: NDArray[np.int64]
+    registers: NDArray[np.float64]
+    registers_from: NDArray[np.int64]
+    constants: NDArray[np.int64]
+    members: NDArray[np.int64]
+    members_from: NDArray[np.int64]
+    share: NDArray[np.float64]
+    counters: NDArray[np.float64]
+    """(G, 2): decisions, requests held."""
+    held: NDArray[np.int64]
+    """(G, 2): the oldest and the newest request held, -1 if none."""
+
+
+class World(NamedTuple):
+    """Everything that the event loop changes."""
+
+    traffic: Traffic
+    ledger: Ledger
+    groups: Groups
+    fleet: FleetState
+    engines: Engines
+    clock_s: NDArray[np.float64]
+    cursor: NDArray[np.int64]
+    random: NDArray[np.uint64]
+    order: NDArray[np.int64]
+    """(R,): scratch for `place`."""
+
+
+@numba.njit(cache=True)
+def draw(random: NDArray[np.uint64]) -> float:
+    """Return one uniform number in [0, 1) (Marsaglia's xorshift, 13-7-17)."""
+    x = random[0]
+    x ^= x << np.uint64(13)
+    x ^= x >> np.uint64(7)
+    x ^= x << np.uint64(17)
+    random[0] = x
+    return float(x >> np.uint64(11)) * (1.0 / 9007199254740992.0)
+
+
+@numba.njit(cache=True)
+def _program(groups: Groups, g: int) -> Program:
+    return Program(
+        groups.code[groups.code_from[g] : groups.code_from[g + 1]],
+        groups.entry[g],
+        groups.registers[groups.registers_from[g] : groups.registers_from[g + 1]],
+        groups.constants[g],
+    )
+
+
+@numba.njit(cache=True)
+def _group(groups: Groups, g: int) -> Group:
+    return Group(
+        groups.members[groups.members_from[g] : groups.members_from[g + 1]], groups.share[g], groups.counters[g]
+    )
+
+
+@numba.njit(cache=True)
+def _describe_request(w: World, program: Program, i: int, now_s: float) -> None:
+    t = w.traffic
+    describe_request(
+        program.registers,
+        w.fleet,
+        float(t.input_tokens[i]),
+        float(t.max_output_tokens[i]),
+        t.priority[i],
+        now_s - t.arrival_s[i],
+    )
+
+
+@numba.njit(cache=True)
+def _place(w: World, program: Program, group: Group, i: int, now_s: float) -> bool:
+    """Place request i, whose registers are filled, and send it; False if it must be held."""
+    t = w.traffic
+    blocks = t.blocks[t.block_start[i] : t.block_start[i + 1]]
+    count = place(program, program.registers, w.fleet, group, blocks, t.session[i], now_s, w.order)
+    if count == 0:
+        return False
+    _send(w, i, w.order[0], blocks, now_s)
+    return True
+
+
+@numba.njit(cache=True)
+def _send(w: World, i: int, r: int, blocks: NDArray[np.int64], now_s: float) -> None:
+    t, ledger, e = w.traffic, w.ledger, w.engines
+    ledger.cell[i] = w.groups.cell_of_shard[t.shard[i]]
+    ledger.replica[i] = r
+    ledger.dispatched_s[i] = now_s
+    if not fits(e, r, t.input_tokens[i], t.output_tokens[i]):
+        ledger.status[i] = FAILED
+        ledger.finished_s[i] = now_s
+        return
+    input_tokens = float(t.input_tokens[i])
+    ledger.charge[i, 0] = dispatch(w.fleet, r, input_tokens, blocks, t.session[i])
+    ledger.charge[i, 1] = input_tokens + predicted_output_tokens(w.fleet, float(t.max_output_tokens[i]))
+    submit(e, r, i, t.input_tokens[i], t.output_tokens[i], t.block_start[i], len(blocks), t.priority[i])
+    counts = e.counts[r]
+    if counts[STEPS] == 0:
+        e.clock[r, END] = now_s
+    elif (
+        counts[WAITING_HEAD] == i
+        and counts[RUNNING] < e.limits[r, MAX_SEQS]
+        and counts[DECODING] < e.limits[r, MAX_TOKENS]
+    ):
+        cut(e, r, now_s)
+
+
+@numba.njit(cache=True)
+def _shed(w: World, i: int) -> None:
+    w.ledger.cell[i] = w.groups.cell_of_shard[w.traffic.shard[i]]
+    w.ledger.status[i] = SHED
+
+
+@numba.njit(cache=True)
+def _hold(w: World, g: int, i: int) -> None:
+    newest = w.groups.held[g, 1]
+    w.ledger.neighbour[i, 0], w.ledger.neighbour[i, 1] = -1, newest
+    if newest < 0:
+        w.groups.held[g, 0] = i
+    else:
+        w.ledger.neighbour[newest, 0] = i
+    w.groups.held[g, 1] = i
+    w.groups.counters[g, 1] += 1.0
+
+
+@numba.njit(cache=True)
+def _let_go(w: World, g: int, i: int) -> None:
+    after, before = w.ledger.neighbour[i, 0], w.ledger.neighbour[i, 1]
+    if before < 0:
+        w.groups.held[g, 0] = after
+    else:
+        w.ledger.neighbour[before, 0] = after
+    if after < 0:
+        w.groups.held[g, 1] = before
+    else:
+        w.ledger.neighbour[after, 1] = before
+    w.groups.counters[g, 1] -= 1.0
+
+
+@numba.njit(cache=True)
+def _most_urgent(w: World, program: Program, g: int, now_s: float) -> int:
+    best = w.groups.held[g, 0]
+    if program.entry[PRIORITY] < 0:
+        return best
+    least = np.inf
+    i = best
+    while i >= 0:
+        _describe_request(w, program, i, now_s)
+        value = urgency(program, program.registers)
+        if value < least:
+            best, least = i, value
+        i = w.ledger.neighbour[i, 0]
+    return best
+
+
+@numba.njit(cache=True)
+def _release_held(w: World, g: int, now_s: float) -> None:
+    """Place the requests that group g holds, the most urgent first, until one finds no place."""
+    if w.groups.counters[g, 1] == 0.0:
+        return
+    program, group = _program(w.groups, g), _group(w.groups, g)
+    while w.groups.counters[g, 1] > 0.0:
+        describe_fleet(program.registers, w.fleet, group, now_s, draw(w.random))
+        i = _most_urgent(w, program, g, now_s)
+        _describe_request(w, program, i, now_s)
+        if not _place(w, program, group, i, now_s):
+            return
+        _let_go(w, g, i)
+
+
+@numba.njit(cache=True)
+def rehold(w: World, requests: NDArray[np.int64]) -> None:
+    """Hand these requests, in order of arrival, to the groups of their shards, and place what can be."""
+    for i in requests:
+        _hold(w, w.groups.of_shard[w.traffic.shard[i]], i)
+    for g in range(len(w.groups.share)):
+        _release_held(w, g, w.clock_s[NOW])
+
+
+@numba.njit(cache=True)
+def _take_arrival(w: World, i: int, now_s: float) -> None:
+    arrive(w.fleet, float(w.traffic.input_tokens[i]), now_s)
+    g = w.groups.of_shard[w.traffic.shard[i]]
+    program, group = _program(w.groups, g), _group(w.groups, g)
+    _describe_request(w, program, i, now_s)
+    describe_fleet(program.registers, w.fleet, group, now_s, draw(w.random))
+    if not admits(program, program.registers):
+        _shed(w, i)
+    elif not _place(w, program, group, i, now_s):
+        if w.groups.counters[g, 1] < HELD_LIMIT:
+            _hold(w, g, i)
+        else:
+            _shed(w, i)
+
+
+@numba.njit(cache=True)
+def _end_steps(w: World, r: int, now_s: float) -> None:
+    ledger, e = w.ledger, w.engines
+    ended = False
+    for k in range(complete(e, r, False)):
+        i, bits = e.events[k, 0], e.events[k, 1]
+        if bits & FIRST_OUT:
+            ledger.first_token_s[i] = now_s
+            first_token(w.fleet, r, ledger.charge[i, 0], ledger.charge[i, 1], now_s - ledger.dispatched_s[i])
+        if bits & LAST_OUT:
+            ended = True
+            ledger.finished_s[i] = now_s
+            ledger.status[i] = COMPLETED
+            tokens = w.traffic.output_tokens[i]
+            tpot_s = (now_s - ledger.first_token_s[i]) / (tokens - 1) if tokens > 1 else 0.0
+            finish(w.fleet, r, ledger.charge[i, 0], ledger.charge[i, 1], True, tpot_s, float(tokens), False)
+    if ended and w.groups.of_replica[r] >= 0:
+        _release_held(w, w.groups.of_replica[r], now_s)
+    plan(e, r, now_s, w.cursor[LONGEST])
+
+
+@numba.njit(cache=True)
+def _scrape(w: World, now_s: float) -> None:
+    e = w.engines
+    for r in range(len(e.counts)):
+        usage = used_blocks(e, r, now_s) / e.kv.blocks[r, CAPACITY]
+        report(w.fleet, r, float(e.counts[r, RUNNING]), float(e.counts[r, WAITING]), usage)
+    _retry_idle_groups(w, now_s)
+
+
+@numba.njit(cache=True)
+def _retry_idle_groups(w: World, now_s: float) -> None:
+    """Give held requests a chance where no completion will: their group has nothing in flight."""
+    for g in range(len(w.groups.share)):
+        if w.groups.counters[g, 1] > 0.0:
+            busy = False
+            for r in _group(w.groups, g).members:
+                counts = w.engines.counts[r]
+                busy |= counts[RUNNING] + counts[WAITING] > 0
+            if not busy:
+                _release_held(w, g, now_s)
+
+
+@numba.njit(cache=True)
+def _next_step(ends_s: NDArray[np.float64]) -> int:
+    best = 0
+    for r in range(1, len(ends_s)):
+        if ends_s[r, END] < ends_s[best, END]:
+            best = r
+    return best
+
+
+@numba.njit(cache=True)
+def run(w: World, until_s: float) -> None:
+    """Process every event up to and including `until_s`; with infinity, until nothing happens any more."""
+    t, e, clock, cursor = w.traffic, w.engines, w.clock_s, w.cursor
+    while True:
+        r = _next_step(e.clock)
+        step_s = e.clock[r, END]
+        arrival_s = t.arrival_s[cursor[ARRIVED]] if cursor[ARRIVED] < len(t.arrival_s) else np.inf
+        next_s = min(step_s, arrival_s)
+        scrape_s = cursor[SCRAPED] * clock[INTERVAL]
+        if next_s == np.inf and until_s == np.inf:
+            _retry_idle_groups(w, clock[NOW])
+            if e.clock[_next_step(e.clock), END] == np.inf:
+                return
+        elif scrape_s <= min(next_s, until_s):
+            clock[NOW] = scrape_s
+            cursor[SCRAPED] += 1
+            _scrape(w, scrape_s)
+        elif next_s > until_s:
+            clock[NOW] = until_s
+            return
+        elif arrival_s <= step_s:
+            clock[NOW] = arrival_s
+            cursor[ARRIVED] += 1
+            _take_arrival(w, cursor[ARRIVED] - 1, arrival_s)
+        else:
+            clock[NOW] = step_s
+            _end_steps(w, r, step_s)
+
+
+@numba.njit(cache=True)
+def cached_tokens(w: World) -> NDArray[np.int64]:
+    """Return the prompt tokens that each request found cached."""
+    return np.maximum(w.engines.slots[:, CACHED], 0)

@@ -1,0 +1,285 @@
+"""The twin: a fleet that serves a trace under cells of policies, in simulated time."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from autopoiesis.arms.allocation import SHARDS
+from autopoiesis.arms.fleet import fleet_state, join
+from autopoiesis.arms.machine import Program
+from autopoiesis.arms.objective import Objective
+from autopoiesis.twin import events, scheduler
+from autopoiesis.twin.events import Groups, Ledger, Traffic, World
+from autopoiesis.twin.latency import Profile
+from autopoiesis.twin.outcome import Outcome, Status
+from autopoiesis.twin.trace import Trace
+
+Ints = NDArray[np.int64]
+
+_NO_LIMIT = 1 << 40
+
+
+@dataclass(frozen=True, slots=True)
+class ReplicaSpec:
+    """A replica of the simulated fleet; `speed` divides its step times."""
+
+    name: str
+    profile: Profile
+    speed: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class SimCell:
+    """One policy on some replicas (by index), fed by some shards."""
+
+    program: Program
+    replicas: tuple[int, ...]
+    shards: tuple[int, ...]
+
+
+class Simulation:
+    """A fleet that serves a trace; the same inputs and seed give the same outcome, bit for bit.
+
+    Call `allocate`, then `advance`, as often as wanted. `jumps` off makes every decode step an
+    event of its own: slower, and the same to rounding.
+    """
+
+    def __init__(
+        self,
+        trace: Trace,
+        replicas: Sequence[ReplicaSpec],
+        objective: Objective,
+        seed: int,
+        scrape_interval_s: float = 0.5,
+        *,
+        jumps: bool = True,
+    ) -> None:
+        if not replicas:
+            raise ValueError("a simulation needs at least one replica")
+        if not scrape_interval_s > 0.0:
+            raise ValueError(f"scrape_interval_s must be above 0, got {scrape_interval_s}")
+        self.trace = trace
+        self.replicas = tuple(replicas)
+        self.objective = objective
+        n, count = len(trace), len(replicas)
+        blocks = np.array(trace.blocks, np.int64)
+        entry_tokens = trace.block_tokens if len(trace.blocks) else 0
+        prefix_blocks = [r.profile.kv_tokens // entry_tokens if entry_tokens else 0 for r in replicas]
+        fleet = fleet_state(count, objective, max(1, *prefix_blocks, 0), trace.block_tokens)
+        for r, spec in enumerate(replicas):
+            join(fleet, r, spec.speed, prefix_blocks[r], 0.0)
+        self._cells = 0
+        self._world = World(
+            traffic=Traffic(
+                arrival_s=np.array(trace.arrival_s, np.float64),
+                input_tokens=np.array(trace.input_tokens, np.int64),
+                output_tokens=np.array(trace.output_tokens, np.int64),
+                max_output_tokens=np.array(trace.max_output_tokens, np.int64),
+                session=np.array(trace.session, np.int64),
+                priority=np.array(trace.priority, np.float64),
+                block_start=np.array(trace.block_start, np.int64),
+                blocks=blocks,
+                shard=shards(trace),
+            ),
+            ledger=Ledger(
+                cell=np.full(n, -1, np.int64),
+                replica=np.full(n, -1, np.int64),
+                status=np.zeros(n, np.int64),
+                dispatched_s=np.full(n, np.nan),
+                first_token_s=np.full(n, np.nan),
+                finished_s=np.full(n, np.nan),
+                charge=np.zeros((n, 2)),
+                neighbour=np.full((n, 2), -1, np.int64),
+            ),
+            groups=_no_groups(count),
+            fleet=fleet,
+            engines=scheduler.engines(
+                [r.profile for r in replicas],
+                [r.speed for r in replicas],
+                n,
+                blocks,
+                entry_tokens,
+            ),
+            clock_s=np.array([0.0, scrape_interval_s]),
+            cursor=np.array([0, 0, _NO_LIMIT if jumps else 1], np.int64),
+            random=_random_state(seed),
+            order=np.zeros(count, np.int64),
+        )
+
+    @property
+    def now_s(self) -> float:
+        """Return the simulated time."""
+        return float(self._world.clock_s[events.NOW])
+
+    def allocate(self, cells: Sequence[SimCell]) -> None:
+        """Route by these cells from now on; cells of equal programs route as one group.
+
+        Requests in flight stay where they are; held ones move to the group of their shard. A
+        ValueError says which replica or shard is wrong: every shard belongs to one cell, a replica
+        to at most one.
+        """
+        _check(cells, len(self.replicas))
+        held = _held(self._world)
+        self._world = self._world._replace(groups=_groups(cells, len(self.replicas), self._cells))
+        self._cells += len(cells)
+        if held:
+            events.rehold(self._world, np.array(held, np.int64))
+
+    def advance(self, until_s: float) -> None:
+        """Simulate up to `until_s` inclusive; with infinity, until nothing happens any more."""
+        if not until_s >= self.now_s:
+            raise ValueError(f"cannot advance to {until_s} s: it is {self.now_s} s already")
+        if not len(self._world.groups.share):
+            raise ValueError("allocate cells before the first advance")
+        events.run(self._world, float(until_s))
+
+    def shed_held(self) -> None:
+        """Give up on the requests that are held now."""
+        for i in _held(self._world):
+            self._world.ledger.cell[i] = self._world.groups.cell_of_shard[self._world.traffic.shard[i]]
+            self._world.ledger.status[i] = Status.SHED
+        self._world.groups.held[:] = -1
+        self._world.groups.counters[:, 1] = 0.0
+
+    def outcome(self, *, client_side: bool = False) -> Outcome:
+        """Return what became of each request so far, as a copy.
+
+        Times are the engines'; `client_side` adds the HTTP path as the replica's profile has it.
+        """
+        w = self._world
+        outcome = Outcome(
+            arrival_s=w.traffic.arrival_s.copy(),
+            input_tokens=w.traffic.input_tokens.copy(),
+            output_tokens=w.traffic.output_tokens.copy(),
+            shard=w.traffic.shard.copy(),
+            cell=w.ledger.cell.copy(),
+            replica=w.ledger.replica.copy(),
+            dispatched_s=w.ledger.dispatched_s.copy(),
+            first_token_s=w.ledger.first_token_s.copy(),
+            finished_s=w.ledger.finished_s.copy(),
+            status=w.ledger.status.copy(),
+            cached_tokens=events.cached_tokens(w),
+        )
+        return self._with_client_overhead(outcome) if client_side else outcome
+
+    def _with_client_overhead(self, outcome: Outcome) -> Outcome:
+        overheads = [r.profile.client for r in self.replicas]
+        before, end, token = (
+            np.array([getattr(o, name) for o in overheads])[outcome.replica]
+            for name in ("request_s", "end_s", "token_s")
+        )
+        return outcome._replace(
+            first_token_s=outcome.first_token_s + before + token,
+            finished_s=outcome.finished_s + before + end + token * outcome.output_tokens,
+        )
+
+
+def run_arm(
+    trace: Trace, replicas: Sequence[ReplicaSpec], program: Program, objective: Objective, seed: int
+) -> Outcome:
+    """Serve the whole trace with one policy on the whole fleet; what it never places counts as shed."""
+    simulation = Simulation(trace, replicas, objective, seed)
+    simulation.allocate([SimCell(program, tuple(range(len(replicas))), tuple(range(SHARDS)))])
+    simulation.advance(math.inf)
+    simulation.shed_held()
+    return simulation.outcome()
+
+
+def shards(trace: Trace) -> Ints:
+    """Return each request's shard: of its session, else its first block, else its place in the trace.
+
+    `arms.allocation.shard_of`, for all requests at once.
+    """
+    with_blocks = trace.block_start[1:] > trace.block_start[:-1]
+    key = _mixed(np.arange(1, len(trace) + 1, dtype=np.uint64))
+    key[with_blocks] = trace.blocks[trace.block_start[:-1][with_blocks]].astype(np.uint64)
+    with_session = trace.session != 0
+    key[with_session] = trace.session[with_session].astype(np.uint64)
+    return (key * np.uint64(0x9E3779B97F4A7C15) >> np.uint64(58)).astype(np.int64)
+
+
+def _mixed(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """Hash integers (the finaliser of SplitMix64)."""
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
+
+
+def _random_state(seed: int) -> NDArray[np.uint64]:
+    state = np.random.SeedSequence(seed).generate_state(1, np.uint64)
+    return state if state[0] else np.ones(1, np.uint64)
+
+
+def _held(w: World) -> list[int]:
+    """Return the requests that any group holds, in order of arrival."""
+    held: list[int] = []
+    for i in w.groups.held[:, 0].tolist():
+        at = i
+        while at >= 0:
+            held.append(at)
+            at = int(w.ledger.neighbour[at, 0])
+    return sorted(held)
+
+
+def _check(cells: Sequence[SimCell], replicas: int) -> None:
+    owner: dict[int, int] = {}
+    for index, cell in enumerate(cells):
+        if not cell.replicas:
+            raise ValueError(f"cell {index} has no replica")
+        for r in cell.replicas:
+            if not 0 <= r < replicas:
+                raise ValueError(f"cell {index} names replica {r}; there are 0 to {replicas - 1}")
+            if r in owner:
+                raise ValueError(f"replica {r} is in cells {owner[r]} and {index}; a replica serves one")
+            owner[r] = index
+    counted = np.bincount([s for cell in cells for s in cell.shards], minlength=SHARDS)
+    if len(counted) != SHARDS or np.any(counted != 1):
+        wrong = np.flatnonzero(counted != 1) if len(counted) == SHARDS else [len(counted) - 1]
+        raise ValueError(f"each of the {SHARDS} shards must be in one cell; look at shard {wrong[0]}")
+
+
+def _no_groups(replicas: int) -> Groups:
+    return _groups([], replicas, 0)
+
+
+def _groups(cells: Sequence[SimCell], replicas: int, first_cell: int) -> Groups:
+    pooled: dict[tuple[bytes, ...], int] = {}
+    programs: list[Program] = []
+    members: list[list[int]] = []
+    of_shard = np.zeros(SHARDS, np.int64)
+    cell_of_shard = np.full(SHARDS, -1, np.int64)
+    of_replica = np.full(replicas, -1, np.int64)
+    for index, cell in enumerate(cells):
+        key = tuple(a.tobytes() for a in (cell.program.code, cell.program.entry, cell.program.registers))
+        g = pooled.setdefault(key, len(programs))
+        if g == len(programs):
+            programs.append(cell.program)
+            members.append([])
+        members[g].extend(cell.replicas)
+        of_shard[list(cell.shards)] = g
+        cell_of_shard[list(cell.shards)] = first_cell + index
+        of_replica[list(cell.replicas)] = g
+    count = len(programs)
+    return Groups(
+        of_shard=of_shard,
+        cell_of_shard=cell_of_shard,
+        of_replica=of_replica,
+        code=np.concatenate([np.zeros((0, 4), np.int32), *(p.code for p in programs)]),
+        code_from=_starts([len(p.code) for p in programs]),
+        entry=np.array([p.entry for p in programs], np.int64).reshape(count, 4),
+        registers=np.concatenate([np.zeros(0), *(p.registers for p in programs)]),
+        registers_from=_starts([len(p.registers) for p in programs]),
+        constants=np.array([p.constants for p in programs], np.int64),
+        members=np.array([r for group in members for r in group], np.int64),
+        members_from=_starts([len(group) for group in members]),
+        share=np.bincount(of_shard, minlength=count)[:count] / SHARDS,
+        counters=np.zeros((count, 2)),
+        held=np.full((count, 2), -1, np.int64),
+    )
+
+
+def _starts(lengths: list[int]) -> Ints:
+    return np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]).astype(np.int64)
