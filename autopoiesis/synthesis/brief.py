@@ -72,7 +72,9 @@ class Brief:
         if not self.replicas:
             raise BriefError("A brief needs at least one replica; pass the fleet.")
         if len(self.windows) < 2:
-            raise BriefError("A brief needs at least 2 windows; wait for more traffic or cut it shorter.")
+            raise BriefError(
+                "A brief needs at least 2 windows; wait for more traffic or cut it shorter."
+            )
         for trace in (*self.windows, *self.holdout):
             if not len(trace) or not self.counting(trace).any():
                 raise BriefError(
@@ -107,12 +109,14 @@ class Brief:
             plain = orjson.loads(data)
             plain["objective"] = Objective(**plain["objective"])
             plain["replicas"] = tuple(
-                ReplicaSpec(**{**spec, "profile": _profile_from_plain(spec["profile"])}) for spec in plain["replicas"]
+                ReplicaSpec(**{**spec, "profile": _profile_from_plain(spec["profile"])})
+                for spec in plain["replicas"]
             )
             plain["windows"] = tuple(_trace_from_plain(trace) for trace in plain["windows"])
             plain["holdout"] = tuple(_trace_from_plain(trace) for trace in plain["holdout"])
             plain["incumbents"] = tuple(
-                Incumbent(i["arm_id"], i["source"], Origin(i["origin"]), i["name"]) for i in plain["incumbents"]
+                Incumbent(i["arm_id"], i["source"], Origin(i["origin"]), i["name"])
+                for i in plain["incumbents"]
             )
             plain["known"] = tuple(plain["known"])
             plain["synthesizer"] = Origin(plain["synthesizer"])
@@ -120,7 +124,9 @@ class Brief:
         except BriefError:
             raise
         except (orjson.JSONDecodeError, KeyError, TypeError, ValueError, AttributeError) as error:
-            raise BriefError(f"This is not a brief ({type(error).__name__}: {error}); pass what to_bytes wrote.") from None
+            raise BriefError(
+                f"This is not a brief ({type(error).__name__}: {error}); pass what to_bytes wrote."
+            ) from None
 
 
 def _profile_from_plain(plain: dict[str, Any]) -> Profile:
@@ -134,7 +140,10 @@ def _trace_to_plain(trace: Trace) -> dict[str, Any]:
         value = getattr(trace, each.name)
         if isinstance(value, np.ndarray):
             little = value.astype(value.dtype.newbyteorder("<"))
-            value = {"dtype": little.dtype.str, "base64": base64.b64encode(little.tobytes()).decode()}
+            value = {
+                "dtype": little.dtype.str,
+                "base64": base64.b64encode(little.tobytes()).decode(),
+            }
         plain[each.name] = value
     return plain
 
@@ -159,9 +168,13 @@ def cut(
     """
     starts = np.arange(0.0, max(trace.duration_s - warmup_s, 1e-9), window_s)
     pieces = [trace.slice(start, start + warmup_s + window_s) for start in starts]
-    pieces = [piece for piece in pieces if len(piece) and piece.arrival_s[-1] >= warmup_s][-at_most:]
+    pieces = [piece for piece in pieces if len(piece) and piece.arrival_s[-1] >= warmup_s][
+        -at_most:
+    ]
     ages = range(len(pieces) - 1, -1, -1)
-    named = [(age, replace(p, name=f"{trace.name}[-{age}]")) for age, p in zip(ages, pieces, strict=True)]
+    named = [
+        (age, replace(p, name=f"{trace.name}[-{age}]")) for age, p in zip(ages, pieces, strict=True)
+    ]
     return (
         tuple(piece for age, piece in named if age % holdout_every != holdout_every - 1),
         tuple(piece for age, piece in named if age % holdout_every == holdout_every - 1),

@@ -24,7 +24,9 @@ def proposer_for(brief: Brief) -> Proposer:
         if not brief.folder:
             raise BriefError("The files proposer needs a folder; name one.")
         return FilesProposer(Path(brief.folder))
-    raise BriefError(f"There is no proposer called {brief.synthesizer.value!r}; use genetic or files.")
+    raise BriefError(
+        f"There is no proposer called {brief.synthesizer.value!r}; use genetic or files."
+    )
 
 
 def answer_to(data: bytes) -> bytes:

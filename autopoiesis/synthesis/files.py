@@ -34,7 +34,9 @@ class FilesProposer:
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise BriefError(f"Cannot use {folder} for policy files: {error.strerror}; name another folder.") from None
+            raise BriefError(
+                f"Cannot use {folder} for policy files: {error.strerror}; name another folder."
+            ) from None
 
     def propose(
         self, brief: Brief, parents: Sequence[Parent], n: int, rng: np.random.Generator
@@ -91,4 +93,6 @@ def _write(path: Path, text: str) -> None:
         draft.write_text(text)
         draft.replace(path)
     except OSError as error:
-        raise BriefError(f"Cannot write {path}: {error.strerror}; make the folder writable.") from None
+        raise BriefError(
+            f"Cannot write {path}: {error.strerror}; make the folder writable."
+        ) from None

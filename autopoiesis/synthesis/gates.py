@@ -120,7 +120,9 @@ class Gates:
         """Replays that one finalist costs in the hold-out."""
         return len(self._holdout_on) + len(self._futures_on)
 
-    def gain(self, policy_id: str, program: Program, cells: Sequence[Cell], confidence: float = 0.95) -> Gain:
+    def gain(
+        self, policy_id: str, program: Program, cells: Sequence[Cell], confidence: float = 0.95
+    ) -> Gain:
         """Return the policy's paired gain over the best incumbent."""
         best = self.best
         differences = [
@@ -159,7 +161,10 @@ class Gates:
         candidate.gate = "screen"
         candidate.gain = self.gain(*candidate.runnable, [self.screen_on])
         if candidate.gain.mean < -CLEARLY_WORSE:
-            candidate.reject("screen", f"utility {candidate.gain.mean:+.4f} against {self.best.name} in a short replay")
+            candidate.reject(
+                "screen",
+                f"utility {candidate.gain.mean:+.4f} against {self.best.name} in a short replay",
+            )
             return False
         return True
 
@@ -173,14 +178,18 @@ class Gates:
         running = sorted(candidates, key=_mean_gain, reverse=True)
         for done in range(1, len(self.race_on) + 1):
             for candidate in running:
-                candidate.gain = self.gain(*candidate.runnable, self.race_on[:done], FUTILE_CONFIDENCE)
+                candidate.gain = self.gain(
+                    *candidate.runnable, self.race_on[:done], FUTILE_CONFIDENCE
+                )
             for candidate in running:
                 if candidate.gain and candidate.gain.high < 0.0:
                     candidate.reject("race", f"behind {self.best.name} after {done} replays")
             running = sorted((c for c in running if not c.reason), key=_mean_gain, reverse=True)
             keep = max(KEPT, (len(running) + 1) // 2)
             for candidate in running[keep:]:
-                candidate.reject("race", f"{keep} of its generation were ahead of it after {done} replays")
+                candidate.reject(
+                    "race", f"{keep} of its generation were ahead of it after {done} replays"
+                )
             running = running[:keep]
         for candidate in running:
             candidate.gain = self.gain(*candidate.runnable, self.race_on)
@@ -192,20 +201,29 @@ class Gates:
         best, floor = self.best.name, self._brief.min_gain
         unseen = self.gain(*candidate.runnable, self._holdout_on)
         if unseen.mean < 0.0:
-            candidate.reject("holdout", f"utility {unseen.mean:+.4f} against {best} on hold-out windows")
+            candidate.reject(
+                "holdout", f"utility {unseen.mean:+.4f} against {best} on hold-out windows"
+            )
             return False
         futures = self.gain(*candidate.runnable, self._futures_on)
         if futures.mean < 0.0:
-            candidate.reject("holdout", f"utility {futures.mean:+.4f} against {best} in perturbed futures")
+            candidate.reject(
+                "holdout", f"utility {futures.mean:+.4f} against {best} in perturbed futures"
+            )
             return False
-        pooled = self.gain(*candidate.runnable, [*self.race_on, *self._holdout_on, *self._futures_on])
+        pooled = self.gain(
+            *candidate.runnable, [*self.race_on, *self._holdout_on, *self._futures_on]
+        )
         candidate.gain = pooled
         if not (pooled.low > 0.0 and pooled.mean >= floor):
-            candidate.reject("holdout", f"gain {pooled} over {best} is not surely above 0 and at least {floor:g}")
+            candidate.reject(
+                "holdout", f"gain {pooled} over {best} is not surely above 0 and at least {floor:g}"
+            )
             return False
         candidate.gate = "promoted"
         candidate.reason = (
-            f"gain {pooled} over {best}; hold-out windows {unseen.mean:+.4f}, perturbed futures {futures.mean:+.4f}"
+            f"gain {pooled} over {best}; "
+            f"hold-out windows {unseen.mean:+.4f}, perturbed futures {futures.mean:+.4f}"
         )
         return True
 

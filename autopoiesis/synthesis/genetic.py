@@ -62,7 +62,9 @@ class GeneticProposer:
         """Selection has already taught it all it can use."""
 
 
-def _vary(parent: Parent, mates: Sequence[Parent], rng: np.random.Generator) -> tuple[Policy, str] | None:
+def _vary(
+    parent: Parent, mates: Sequence[Parent], rng: np.random.Generator
+) -> tuple[Policy, str] | None:
     """Apply one to three operators; None where they found nothing to do or left no policy."""
     tree = ast.parse(parent.source)
     others = [ast.parse(mate.source) for mate in mates]

@@ -55,7 +55,9 @@ async def run_worker(brief: Brief, timeout_s: float | None = None) -> SynthesisR
             return row_from_json(out)
     words = err.decode(errors="replace").strip().splitlines()
     last = f" {words[-1][:500]}" if words else ""
-    return _failed(brief, started_s, f"The synthesis worker ended {_how(process.returncode)}.{last}")
+    return _failed(
+        brief, started_s, f"The synthesis worker ended {_how(process.returncode)}.{last}"
+    )
 
 
 def run_worker_now(brief: Brief, timeout_s: float | None = None) -> SynthesisRow:
@@ -68,7 +70,8 @@ def row_from_json(data: bytes) -> SynthesisRow:
     plain = orjson.loads(data)
     plain["promoted"] = tuple(plain["promoted"])
     plain["candidates"] = tuple(
-        CandidateRow(**{**candidate, "parents": tuple(candidate["parents"])}) for candidate in plain["candidates"]
+        CandidateRow(**{**candidate, "parents": tuple(candidate["parents"])})
+        for candidate in plain["candidates"]
     )
     return SynthesisRow(**plain)
 

@@ -39,15 +39,18 @@ def language_card() -> str:
 
 def letter(brief: Brief, parents: Sequence[Parent]) -> str:
     """Describe what is wanted. `parents`: policies with what is known of them, best first."""
-    speeds = ", ".join(f"{spec.name}: {spec.profile.name}, speed {spec.speed:g}" for spec in brief.replicas)
+    speeds = ", ".join(
+        f"{spec.name}: {spec.profile.name}, speed {spec.speed:g}" for spec in brief.replicas
+    )
     slo = brief.objective
     parts = [
         "# Wanted: a better serving policy",
         f"Why now: {brief.trigger}",
         "Write it as NAME.policy into this folder; NAME.verdict will tell what came of it.",
         "## Objective",
-        f"Mean utility per request: min(1, {slo.slo_ttft_s:g} s / TTFT) * min(1, {slo.slo_tpot_s:g} s / TPOT), "
-        f"0 if refused or failed. A new policy must gain at least {brief.min_gain:g} over the best one below.",
+        f"Utility of a request: min(1, {slo.slo_ttft_s:g} s / TTFT) * min(1, {slo.slo_tpot_s:g} s / TPOT).",
+        "Refused and failed requests have none.",
+        f"A new policy must gain at least {brief.min_gain:g} in the mean over the best one below.",
         "## Fleet",
         f"{len(brief.replicas)} replicas ({speeds}).",
         "## Recent traffic, oldest window first",
@@ -73,7 +76,11 @@ def _describe_window(i: int, brief: Brief) -> str:
 
 
 def _describe_parent(parent: Parent) -> str:
-    known = "not raced" if parent.gain is None else f"utility {parent.gain:+.4f} against the best incumbent"
+    known = (
+        "not raced"
+        if parent.gain is None
+        else f"utility {parent.gain:+.4f} against the best incumbent"
+    )
     return f"### {parent.name} ({parent.id}): {known}\n\n```python\n{parent.source.rstrip()}\n```"
 
 

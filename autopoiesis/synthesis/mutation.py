@@ -51,7 +51,12 @@ def functions(tree: Tree) -> dict[str, ast.FunctionDef]:
 
 def sites(tree: Tree) -> list[Site]:
     """Return every place where a value stands, in source order."""
-    return [site for name, node in functions(tree).items() for statement in node.body for site in _within(name, statement)]
+    return [
+        site
+        for name, node in functions(tree).items()
+        for statement in node.body
+        for site in _within(name, statement)
+    ]
 
 
 def _within(function: str, owner: ast.AST) -> Iterator[Site]:
@@ -93,7 +98,11 @@ def _feature(node: ast.AST) -> str | None:
 
 
 def _constant(node: ast.AST) -> float | None:
-    return float(node.value) if isinstance(node, ast.Constant) and isinstance(node.value, int | float) else None
+    return (
+        float(node.value)
+        if isinstance(node, ast.Constant) and isinstance(node.value, int | float)
+        else None
+    )
 
 
 def perturb_constant(tree: Tree, others: Sequence[Tree], rng: np.random.Generator) -> bool:  # noqa: ARG001
@@ -220,7 +229,11 @@ def graft_function(tree: Tree, others: Sequence[Tree], rng: np.random.Generator)
         return False
     theirs = functions(others[rng.integers(len(others))])
     mine = functions(tree)
-    names = [name for name in theirs if name not in mine or ast.dump(theirs[name]) != ast.dump(mine[name])]
+    names = [
+        name
+        for name in theirs
+        if name not in mine or ast.dump(theirs[name]) != ast.dump(mine[name])
+    ]
     if not names:
         return False
     _install(tree, copy.deepcopy(theirs[names[rng.integers(len(names))]]))
@@ -232,7 +245,9 @@ def add_guard(tree: Tree, others: Sequence[Tree], rng: np.random.Generator) -> b
     site = _pick(_returned(tree), rng)
     if site is None:
         return False
-    features = [name for name in v.available(site.function) if v.UNIT_OF[name] not in {"index", "flag"}]
+    features = [
+        name for name in v.available(site.function) if v.UNIT_OF[name] not in {"index", "flag"}
+    ]
     feature = features[rng.integers(len(features))]
     limit = v.number(v.USUAL[v.UNIT_OF[feature]] * float(rng.lognormal(0.0, 0.8)))
     donors = [s for o in others for s in _returned(o) if s.function == site.function]

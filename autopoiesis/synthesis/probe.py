@@ -112,7 +112,10 @@ class Probe:
 
 
 def _draw_states(
-    rng: np.random.Generator, replicas: Sequence[ReplicaSpec], objective: Objective, chains: NDArray[np.int64]
+    rng: np.random.Generator,
+    replicas: Sequence[ReplicaSpec],
+    objective: Objective,
+    chains: NDArray[np.int64],
 ) -> _States:
     count = len(replicas)
     shape = (STATES, count)

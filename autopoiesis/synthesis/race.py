@@ -11,7 +11,8 @@ from autopoiesis.arms.machine import Program
 from autopoiesis.arms.objective import Objective
 from autopoiesis.synthesis.brief import Brief
 from autopoiesis.synthesis.perturb import varied
-from autopoiesis.twin.simulation import COMPLETED, Outcome, ReplicaSpec, run_arm
+from autopoiesis.twin.outcome import Outcome, Status
+from autopoiesis.twin.simulation import ReplicaSpec, run_arm
 from autopoiesis.twin.trace import Trace
 
 CONFIDENCE = 0.95
@@ -61,14 +62,16 @@ def paired_gain(
     mean = float(means.mean())
     if len(means) < 2:
         return Gain(mean)
-    half = float(stdtrit(len(means) - 1, 0.5 + confidence / 2) * means.std(ddof=1) / np.sqrt(len(means)))
+    half = float(
+        stdtrit(len(means) - 1, 0.5 + confidence / 2) * means.std(ddof=1) / np.sqrt(len(means))
+    )
     return Gain(mean, mean - half, mean + half)
 
 
 def mean_utility(outcome: Outcome, objective: Objective, counts: NDArray[np.bool_]) -> float:
     """Return the mean utility of the requests that count; shed and failed ones have none."""
     each = objective.utility(outcome.ttft_s, outcome.tpot_s)
-    return float(np.where(outcome.status == COMPLETED, each, 0.0)[counts].mean())
+    return float(np.where(outcome.status == Status.COMPLETED, each, 0.0)[counts].mean())
 
 
 class Course:
@@ -113,14 +116,19 @@ def race_cells(brief: Brief, variants: int = 1) -> list[Cell]:
     newest_first = list(enumerate(brief.windows))[::-1]
     cells = [Cell(trace, brief.counting(trace), brief.seed, i) for i, trace in newest_first]
     for k in range(1, variants + 1):
-        cells += [Cell(varied(trace, rng), brief.counting(trace), brief.seed + k, i) for i, trace in newest_first]
+        cells += [
+            Cell(varied(trace, rng), brief.counting(trace), brief.seed + k, i)
+            for i, trace in newest_first
+        ]
     return cells
 
 
 def holdout_cells(brief: Brief) -> list[Cell]:
     """Return the hold-out windows as they were."""
     first = len(brief.windows)
-    return [Cell(t, brief.counting(t), brief.seed + 11, first + i) for i, t in enumerate(brief.holdout)]
+    return [
+        Cell(t, brief.counting(t), brief.seed + 11, first + i) for i, t in enumerate(brief.holdout)
+    ]
 
 
 def future_cells(brief: Brief) -> list[Cell]:

@@ -28,14 +28,19 @@ Clock = Callable[[], float]
 
 
 def step(
-    brief: Brief, proposer: Proposer, clock: Clock = time.monotonic, cpu_clock: Clock = time.process_time
+    brief: Brief,
+    proposer: Proposer,
+    clock: Clock = time.monotonic,
+    cpu_clock: Clock = time.process_time,
 ) -> SynthesisRow:
     """Run one cycle within the brief's budget; return every verdict, promoted policies best first.
 
     Raises BriefError where the brief has no hold-out, PolicyError where an incumbent is no policy.
     """
     if not brief.holdout:
-        raise BriefError("A brief needs at least 1 hold-out window; wait for more traffic or cut it shorter.")
+        raise BriefError(
+            "A brief needs at least 1 hold-out window; wait for more traffic or cut it shorter."
+        )
     cycle = _Cycle(brief, proposer, clock)
     started_cpu_s = cpu_clock()
     cycle.run()
@@ -49,7 +54,10 @@ def step(
         tokens=sum(c.proposal.tokens for c in cycle.candidates),
         cost_usd=sum(c.proposal.cost_usd for c in cycle.candidates),
         promoted=tuple(c.runnable[0] for c in cycle.promoted),
-        candidates=tuple(c.row() for c in (*cycle.promoted, *(c for c in cycle.candidates if c.gate != "promoted"))),
+        candidates=tuple(
+            c.row()
+            for c in (*cycle.promoted, *(c for c in cycle.candidates if c.gate != "promoted"))
+        ),
         error=cycle.error,
         conclusion=cycle.conclusion,
     )
@@ -104,7 +112,9 @@ class _Cycle:
             return
         best = f"the best incumbent, {gates.best.name}, with utility {max(gates.scores):.4f}"
         if 1.0 - max(gates.scores) < self._brief.min_gain:
-            self.conclusion = f"Nothing promoted: {best}, leaves no room for {self._brief.min_gain:g} more."
+            self.conclusion = (
+                f"Nothing promoted: {best}, leaves no room for {self._brief.min_gain:g} more."
+            )
             return
         end_s = self._until_s
         self._until_s = end_s - self._kept_back_s(gates)
@@ -117,7 +127,9 @@ class _Cycle:
             gains = ", ".join(f"{c.runnable[0]} {c.gain}" for c in self.promoted)
             self.conclusion = f"Promoted with a gain over {best}: {gains}."
         else:
-            self.conclusion = f"Nothing promoted: none of {len(self.candidates)} candidates surely beats {best}."
+            self.conclusion = (
+                f"Nothing promoted: none of {len(self.candidates)} candidates surely beats {best}."
+            )
 
     def _in_time(self) -> None:
         if self._clock() >= self._until_s:
@@ -154,7 +166,9 @@ class _Cycle:
         for candidate in self._leaders()[:BREEDERS]:
             assert candidate.policy is not None
             gain = candidate.gain.mean if candidate.gain else None
-            pool.append(Parent(candidate.policy.id, candidate.policy.source, candidate.policy.id, gain))
+            pool.append(
+                Parent(candidate.policy.id, candidate.policy.source, candidate.policy.id, gain)
+            )
         return sorted(pool, key=lambda parent: parent.gain or 0.0, reverse=True)
 
     def _leaders(self) -> list[Candidate]:
@@ -175,12 +189,17 @@ class _Cycle:
 
     def _explain_the_rest(self) -> None:
         """Give a reason to those that no gate has decided on."""
+        floor = self._brief.min_gain
         for c in self.candidates:
             if c.reason:
                 continue
-            if c.gate == "race" and c in self._raced:
-                ahead = c.gain is not None and c.gain.mean >= self._brief.min_gain
-                c.reject("race", f"{FINALISTS} others did better" if ahead else f"gain {c.gain} is below {self._brief.min_gain:g}")
-            else:
+            if c.gate != "race" or c not in self._raced:
                 c.reject(c.gate, "the budget ran out before this gate decided")
                 c.decided = False
+            elif c.gain is not None and c.gain.mean >= floor:
+                c.reject(
+                    "race",
+                    f"gain {c.gain}, but others did better and only {FINALISTS} see the hold-out",
+                )
+            else:
+                c.reject("race", f"gain {c.gain} is below {floor:g}")

@@ -21,7 +21,13 @@ UNITS: dict[str, tuple[str, ...]] = {
         "replica.prefix_hit_tokens",
         "fleet.input_tokens_mean",
     ),
-    "requests": ("replica.in_flight", "replica.running", "replica.waiting", "fleet.in_flight", "fleet.held"),
+    "requests": (
+        "replica.in_flight",
+        "replica.running",
+        "replica.waiting",
+        "fleet.in_flight",
+        "fleet.held",
+    ),
     "seconds": (
         "request.waited_s",
         "request.slack_s",
@@ -62,7 +68,9 @@ USUAL: dict[str, float] = {
 }
 """Unit → usual size of a feature."""
 
-UNIT_OF: dict[str, str] = {feature: unit for unit, features in UNITS.items() for feature in features}
+UNIT_OF: dict[str, str] = {
+    feature: unit for unit, features in UNITS.items() for feature in features
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +90,11 @@ COSTS: tuple[Term, ...] = (
     Term("replica.running", 8.0),
     Term("replica.queued_prefill_tokens", 2000.0),
     Term("replica.queued_prefill_tokens / replica.speed", 2000.0),
-    Term("(replica.queued_prefill_tokens + request.input_tokens - replica.prefix_hit_tokens) / replica.speed", 3000.0),
+    Term(
+        "(replica.queued_prefill_tokens + request.input_tokens - replica.prefix_hit_tokens)"
+        " / replica.speed",
+        3000.0,
+    ),
     Term("replica.decoding_tokens", 8000.0),
     Term("replica.decoding_tokens / replica.speed", 8000.0),
     Term("request.input_tokens / replica.speed", 1000.0),
@@ -147,8 +159,12 @@ def weighted(term: Term, weight: float) -> ast.expr:
 
 
 def random_term(function: str, rng: np.random.Generator, scale: float = 1.0) -> ast.expr:
-    """Return one term for a function, of usual size about `scale`, in its natural direction mostly."""
-    terms = COSTS if function == "score" or (function == "ceiling" and rng.random() < 0.5) else REQUEST_TERMS
+    """Return one term for a function, of usual size about `scale`, mostly in its natural direction."""
+    terms = (
+        COSTS
+        if function == "score" or (function == "ceiling" and rng.random() < 0.5)
+        else REQUEST_TERMS
+    )
     sign = scale if rng.random() < 0.9 else -scale
     return weighted(terms[rng.integers(len(terms))], sign * float(rng.lognormal(0.0, 1.0)))
 
@@ -169,7 +185,9 @@ def random_function(function: str, rng: np.random.Generator) -> ast.FunctionDef:
         result = expression(f"{limit:.3g}{by_speed}")
     elif function == "admit":
         limit = float(rng.lognormal(np.log(40.0), 0.8))
-        result = expression(f"{limit:.3g} - fleet.in_flight / fleet.replicas - fleet.held / fleet.replicas")
+        result = expression(
+            f"{limit:.3g} - fleet.in_flight / fleet.replicas - fleet.held / fleet.replicas"
+        )
     else:
         result = random_sum(function, rng)
     return define(function, result)
