@@ -1,0 +1,286 @@
+"""The store: what the other rooms write and read, one transaction per window."""
+
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import fields
+from operator import attrgetter
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+from duckdb import DuckDBPyConnection as Connection
+from numpy.typing import NDArray
+
+from autopoiesis.arms.allocation import Allocation, Cell
+from autopoiesis.arms.arm import Arm, Origin, State
+from autopoiesis.telemetry import retention
+from autopoiesis.telemetry.arrays import pack, unpack
+from autopoiesis.telemetry.database import MEMORY_LIMIT, TelemetryError, open_database
+from autopoiesis.telemetry.owner import Owner
+from autopoiesis.telemetry.query import MAX_ROWS, TIMEOUT_S, QueryResult, run_query
+from autopoiesis.telemetry.records import (
+    ArmEstimate,
+    CandidateRow,
+    CellRow,
+    EventRow,
+    ReplicaSample,
+    RequestRecord,
+    SynthesisRow,
+    TwinErrorRow,
+    WindowRow,
+)
+from autopoiesis.telemetry.requests import (
+    SELECT_REQUESTS,
+    insert_requests,
+    request_batch,
+    requests_of,
+)
+
+__all__ = ["Store", "TelemetryError"]
+
+RENAMED = {"window": "window_id", "created_at": "created_s"}
+"""Field → column, where they differ: `window` is a reserved word of SQL."""
+
+
+def _names(record: type, *without: str) -> tuple[str, ...]:
+    return tuple(f.name for f in fields(record) if f.name not in without)
+
+
+ESTIMATE = _names(ArmEstimate)
+SYNTHESIS = _names(SynthesisRow, "candidates")
+CANDIDATE = _names(CandidateRow)
+ARM = _names(Arm)
+CELL = _names(Cell)
+
+
+class Store:
+    """The telemetry of one instance, owned by one process. Any thread may call any method.
+
+    A failed write (a full disk, say) raises `TelemetryError`, keeps nothing of it, and leaves the
+    store usable.
+    """
+
+    def __init__(self, path: Path, owner: Owner) -> None:
+        self.path = path
+        self._owner = owner
+        self._last_window = self._greatest("window_id", "windows")
+        self._last_synthesis = self._greatest("synthesis", "syntheses")
+
+    @classmethod
+    def open(
+        cls,
+        path: Path,
+        *,
+        memory_limit: str = MEMORY_LIMIT,
+        clock: Callable[[], float] = time.time,
+    ) -> Self:
+        """Open or make the file at `path` and become its owner.
+
+        Raises:
+            TelemetryError: another process owns it, or it is damaged, foreign or newer than we are.
+        """
+        path = Path(path)
+        return cls(
+            path,
+            Owner(str(path), lambda: open_database(path, memory_limit=memory_limit, clock=clock)),
+        )
+
+    def close(self) -> None:
+        """Stop running queries and let go of the file."""
+        self._owner.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    # --- writing ------------------------------------------------------------------------------
+
+    def write_window(
+        self,
+        window: WindowRow,
+        cells: Sequence[CellRow] = (),
+        requests: Sequence[RequestRecord] = (),
+        estimates: Sequence[ArmEstimate] = (),
+        allocation: Allocation | None = None,
+        twin_errors: Sequence[TwinErrorRow] = (),
+        replicas: Sequence[ReplicaSample] = (),
+        events: Sequence[EventRow] = (),
+        state: Mapping[str, NDArray[Any]] | None = None,
+    ) -> None:
+        """Write one closed window, and with it the next window's allocation, in one transaction.
+
+        `state` takes the place of all arrays stored before; None keeps them.
+
+        Raises:
+            TelemetryError: nothing of it was written; the window was closed before, or the engine
+                failed.
+            ValueError: a state array holds something else than numbers or strings.
+        """
+        if window.window <= self._last_window:
+            raise TelemetryError(
+                f"Window {window.window} cannot be written: window {self._last_window} is closed already."
+            )
+        batch = request_batch(requests)
+        arrays = None if state is None else [(name, *pack(name, a)) for name, a in state.items()]
+
+        def write(c: Connection) -> None:
+            _insert(c, "windows", _names(WindowRow), [window])
+            _insert(c, "cells", _names(CellRow), cells)
+            insert_requests(c, batch)
+            _insert(c, "arm_estimates", ESTIMATE, estimates, window_id=window.window)
+            _insert(c, "twin_errors", _names(TwinErrorRow), twin_errors)
+            _insert(c, "replicas", _names(ReplicaSample), replicas)
+            _insert(c, "events", _names(EventRow), events)
+            if allocation is not None:
+                _replace_allocation(c, allocation)
+            if arrays is not None:
+                c.execute("delete from bandit_state")
+                columns = ("window_id", "name", "dtype", "shape", "data")
+                _append(c, "bandit_state", columns, [(window.window, *row) for row in arrays])
+
+        self._owner.transact(write)
+        self._last_window = window.window
+
+    def write_allocation(self, allocation: Allocation) -> None:
+        """Write an allocation made outside the window loop: the first one, or an operator's."""
+        self._owner.transact(lambda c: _replace_allocation(c, allocation))
+
+    def write_events(self, events: Sequence[EventRow]) -> None:
+        """Write events that do not wait for the end of a window."""
+        self._owner.transact(lambda c: _insert(c, "events", _names(EventRow), events))
+
+    def write_synthesis(self, synthesis: SynthesisRow) -> None:
+        """Write one synthesis cycle with all its candidates."""
+        number = self._last_synthesis + 1
+
+        def write(c: Connection) -> None:
+            count = len(synthesis.candidates)
+            _insert(c, "syntheses", SYNTHESIS, [synthesis], synthesis=number, candidates=count)
+            columns = ("synthesis", "position", *CANDIDATE)
+            rows = [(number, i, *_values(x, CANDIDATE)) for i, x in enumerate(synthesis.candidates)]
+            _append(c, "candidates", columns, rows)
+
+        self._owner.transact(write)
+        self._last_synthesis = number
+
+    def save_arm(self, arm: Arm) -> None:
+        """Write an arm in place of what was stored under its id."""
+
+        def write(c: Connection) -> None:
+            c.execute("delete from arms where id = ?", [arm.id])
+            _insert(c, "arms", ARM, [arm])
+
+        self._owner.transact(write)
+
+    def forget_before(self, time_s: float, *, history: bool = False) -> None:
+        """Delete requests and replica samples of the whole hours before `time_s`.
+
+        With `history`, also windows and all that belongs to them. The last window stays, so that
+        windows are never counted anew; so do arms and state.
+        """
+        self._owner.transact(lambda c: retention.forget(c, time_s, history=history))
+        self._owner.checkpoint()
+
+    # --- reading ------------------------------------------------------------------------------
+
+    def last_window(self) -> int:
+        """Return the number of the last closed window, -1 if there is none."""
+        return self._last_window
+
+    def salt(self) -> bytes:
+        """Return the instance's salt for hashes of sessions and prompt blocks."""
+        return self._owner.fetch("select salt from meta")[0][0]
+
+    def load_arms(self) -> list[Arm]:
+        """Return all arms, oldest first."""
+        rows = self._owner.fetch(f"select {_columns(ARM)} from arms order by created_s, rowid")  # noqa: S608
+        return [_arm(dict(zip(ARM, row, strict=True))) for row in rows]
+
+    def load_allocation(self) -> Allocation | None:
+        """Return the newest allocation, None if there is none."""
+        rows = self._owner.fetch(
+            "select window_id, arm_id, replicas, shards, propensity from allocations "
+            "where window_id = (select max(window_id) from allocations) order by cell"
+        )
+        cells = [Cell(arm, tuple(group), tuple(shards), p) for _, arm, group, shards, p in rows]
+        return Allocation(rows[0][0], tuple(cells)) if rows else None
+
+    def load_state(self) -> dict[str, NDArray[Any]]:
+        """Return the arrays that the last window with a state wrote."""
+        rows = self._owner.fetch("select name, dtype, shape, data from bandit_state order by rowid")
+        try:
+            return {name: unpack(name, dtype, shape, data) for name, dtype, shape, data in rows}
+        except (ValueError, TypeError) as error:
+            raise TelemetryError(
+                f"The bandit state stored in {self.path} does not fit: {error}; move the file away."
+            ) from error
+
+    def requests_between(self, from_s: float, to_s: float) -> list[RequestRecord]:
+        """Return the requests that arrived in [from_s, to_s), in order of arrival."""
+        return requests_of(self._owner.fetch(SELECT_REQUESTS, [from_s, to_s]))
+
+    def query(
+        self, sql: str, max_rows: int = MAX_ROWS, timeout_s: float = TIMEOUT_S
+    ) -> QueryResult:
+        """Run one guarded, read-only query beside whatever is being written.
+
+        Raises:
+            QueryError: the query is not allowed, wrong, too slow or too large.
+        """
+        with self._owner.reader() as cursor:
+            return run_query(cursor, sql, max_rows, timeout_s)
+
+    def _greatest(self, column: str, table: str) -> int:
+        return self._owner.fetch(f"select coalesce(max({column}), -1) from {table}")[0][0]  # noqa: S608
+
+
+# --- records to rows --------------------------------------------------------------------------
+
+
+def _columns(names: Iterable[str]) -> str:
+    return ", ".join(f'"{RENAMED.get(name, name)}"' for name in names)
+
+
+def _arm(stored: dict[str, Any]) -> Arm:
+    stored["origin"] = Origin(stored["origin"])
+    stored["state"] = State(stored["state"])
+    stored["parents"] = tuple(stored["parents"])
+    return Arm(**stored)
+
+
+def _values(record: object, names: Sequence[str]) -> tuple[Any, ...]:
+    return attrgetter(*names)(record)
+
+
+def _insert(
+    c: Connection, table: str, names: tuple[str, ...], records: Sequence[object], **same: int
+) -> None:
+    """Append records by their fields; `same` are columns with one value for all of them."""
+    get = attrgetter(*names)
+    constant = tuple(same.values())
+    _append(c, table, (*same, *names), [(*constant, *get(r)) for r in records])
+
+
+def _append(
+    c: Connection, table: str, names: Sequence[str], rows: Sequence[tuple[Any, ...]]
+) -> None:
+    if rows:
+        with c.appender(table, columns=[RENAMED.get(name, name) for name in names]) as appender:
+            appender.append_rows([[_plain(value) for value in row] for row in rows])
+
+
+def _plain(value: Any) -> Any:
+    """Return numpy's scalars as Python's; the engine takes no others."""
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, tuple) and value and isinstance(value[0], np.generic):
+        return [item.item() for item in value]
+    return value
+
+
+def _replace_allocation(c: Connection, allocation: Allocation) -> None:
+    c.execute("delete from allocations where window_id = ?", [allocation.window])
+    rows = [(allocation.window, i, *_values(x, CELL)) for i, x in enumerate(allocation.cells)]
+    _append(c, "allocations", ("window_id", "cell", *CELL), rows)
