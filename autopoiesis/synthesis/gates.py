@@ -80,22 +80,24 @@ def _finite(bound: float) -> float | None:
     return bound if abs(bound) < 1e300 else None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Rival:
     """An incumbent, ready to run."""
 
     name: str
     policy: Policy
     program: Program
+    gain: float = 0.0
+    """Against the best incumbent, on the windows that both ran: at most 0, but for the pruning."""
 
 
 class Gates:
     """Judges candidates against the best incumbent, on the same traffic and seeds."""
 
     def __init__(self, brief: Brief, course: Course) -> None:
-        """Run every incumbent on the recent and the hold-out windows; the best is the one to beat.
+        """Find the incumbent to beat, by a race on the recent and the hold-out windows.
 
-        The incumbents alone are seen there, so their choice gives nothing away to candidates.
+        Only incumbents run there, so nothing of the hold-out is given away to candidates.
         Raises PolicyError if an incumbent's source is no policy.
         """
         self._brief = brief
@@ -111,9 +113,23 @@ class Gates:
         for rival in self.rivals:
             self._known.add(rival.policy.id)
             self._decisions.setdefault(self._probe.decisions(rival.program), rival.name)
-        seen = [*self.race_on, *self._holdout_on]
-        self.scores = [course.mean(r.policy.id, r.program, seen) for r in self.rivals]
-        self.best = self.rivals[self.scores.index(max(self.scores))]
+        self.best, self.best_utility = self._best_of(self.rivals)
+
+    def _best_of(self, rivals: Sequence[Rival]) -> tuple[Rival, float]:
+        """Race incumbents window by window, dropping clear losers; return the best and its utility."""
+        cells = [*self.race_on[: len(self._brief.windows)], *self._holdout_on]
+        cells += self.race_on[len(self._brief.windows) :]
+        running = list(rivals)
+        for done in range(1, len(cells) + 1):
+            means = [self._course.mean(r.policy.id, r.program, cells[:done]) for r in running]
+            self.best = running[means.index(max(means))]
+            running = [
+                r for r in running if self.gain(r.policy.id, r.program, cells[:done]).high >= 0.0
+            ]
+        for rival in rivals:
+            raced = [cell for cell in cells if self._course.has_run(rival.policy.id, cell)]
+            rival.gain = self.gain(rival.policy.id, rival.program, raced).mean
+        return self.best, self._course.mean(self.best.policy.id, self.best.program, cells)
 
     @property
     def holdout_replays(self) -> int:

@@ -97,6 +97,10 @@ class Course:
             self.replays += 1
         return self._utility[key]
 
+    def has_run(self, policy_id: str, cell: Cell) -> bool:
+        """Tell whether the policy has been run on a cell."""
+        return (policy_id, cell) in self._utility
+
     def mean(self, policy_id: str, program: Program, cells: Iterable[Cell]) -> float:
         """Return the policy's utility, averaged over cells."""
         return float(np.mean([self.utility(policy_id, program, cell) for cell in cells]))

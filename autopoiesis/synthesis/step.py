@@ -110,8 +110,8 @@ class _Cycle:
                 "give more time or fewer and shorter windows."
             )
             return
-        best = f"the best incumbent, {gates.best.name}, with utility {max(gates.scores):.4f}"
-        if 1.0 - max(gates.scores) < self._brief.min_gain:
+        best = f"the best incumbent, {gates.best.name}, with utility {gates.best_utility:.4f}"
+        if 1.0 - gates.best_utility < self._brief.min_gain:
             self.conclusion = (
                 f"Nothing promoted: {best}, leaves no room for {self._brief.min_gain:g} more."
             )
@@ -158,11 +158,7 @@ class _Cycle:
 
     def _parents(self, gates: Gates) -> list[Parent]:
         """Return whom to start from, best first: incumbents and the best that finished a race."""
-        best_score = max(gates.scores)
-        pool = [
-            Parent(r.policy.id, r.policy.source, r.name, score - best_score)
-            for r, score in zip(gates.rivals, gates.scores, strict=True)
-        ]
+        pool = [Parent(r.policy.id, r.policy.source, r.name, r.gain) for r in gates.rivals]
         for candidate in self._leaders()[:BREEDERS]:
             assert candidate.policy is not None
             gain = candidate.gain.mean if candidate.gain else None

@@ -1,7 +1,6 @@
 """Fleets, traffic and policies that the synthesis tests share."""
 
 import numpy as np
-import pytest
 
 from autopoiesis.arms.arm import Origin
 from autopoiesis.arms.language import verify
@@ -51,8 +50,7 @@ def uneven_fleet() -> tuple[ReplicaSpec, ...]:
     )
 
 
-@pytest.fixture
-def uneven() -> Brief:
+def uneven_brief() -> Brief:
     """Traffic that round robin serves badly because half of the replicas are slow."""
     windows, holdout = cut(poisson(60.0, 80.0, 7), window_s=8.0, warmup_s=2.0)
     return Brief(
@@ -66,4 +64,5 @@ def uneven() -> Brief:
         budget_s=60.0,
         max_candidates=72,
         warmup_s=2.0,
+        asked_s=1.0,
     )

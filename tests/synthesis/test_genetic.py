@@ -52,7 +52,7 @@ def propose(n: int, seed: int, from_: list[Parent] | None = None):
 
 
 @given(st.integers(0, 2**32))
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=6, deadline=None)
 def test_every_proposal_verifies_and_all_differ(seed):
     proposals = propose(30, seed)
     ids = [verify(p.source).id for p in proposals]
@@ -85,7 +85,7 @@ def test_a_proposer_never_repeats_itself_over_generations():
 def test_variation_stays_valid_and_bounded_over_many_generations():
     rng = np.random.default_rng(4)
     line = parents()
-    for _ in range(40):
+    for _ in range(25):
         born = GeneticProposer().propose(_Brief, line, 6, rng)
         assert len(born) == 6
         line = [Parent(verify(p.source).id, p.source, "child", None) for p in born]
@@ -96,16 +96,18 @@ def test_variation_stays_valid_and_bounded_over_many_generations():
 def test_each_operator_changes_policies_into_policies(what, operator):
     rng = np.random.default_rng(1)
     changed = verified = 0
-    for _ in range(60):
+    for _ in range(24):
         tree = ast.parse(verify(RICH).source)
         other = ast.parse(verify(ROUND_ROBIN).source)
         if operator(tree, [other], rng):
             changed += 1
             try:
-                verified += verify(ast.unparse(ast.fix_missing_locations(tree))).id != verify(RICH).id
+                verified += (
+                    verify(ast.unparse(ast.fix_missing_locations(tree))).id != verify(RICH).id
+                )
             except PolicyError:
                 continue
-    assert changed > 50, what
+    assert changed > 20, what
     assert verified >= 0.75 * changed, what
 
 
@@ -130,7 +132,7 @@ def test_the_vocabulary_covers_every_feature_once():
 
 
 @given(st.sampled_from(list(features.FUNCTIONS)), st.integers(0, 2**32))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 def test_functions_written_anew_verify(name, seed):
     tree = ast.parse(ROUND_ROBIN)
     made = vocabulary.random_function(name, np.random.default_rng(seed))
