@@ -104,6 +104,11 @@ class LinearThompson:
         self._mean[i] = mean
         self._precision[i, 0, 0] += max(pseudo_count, 0.0)
 
+    def begin_at(self, level: float) -> None:
+        """Let the arms of which nothing was observed yet start from this utility."""
+        for i in np.flatnonzero(self._count == 0.0):
+            self._mean[i, 0] = level
+
     def weights(self, arm: str) -> Floats:
         """Return the mean of an arm's weights, (features,)."""
         return self._mean[self.arms.index(arm)]

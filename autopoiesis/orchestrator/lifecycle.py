@@ -1,0 +1,253 @@
+"""How arms rise and fall: canary, live, confirmed; quarantined, tried again; retired.
+
+Human arms never move. A synthesized one begins as canary. It is quarantined at once when its
+requests fail or are shed far more than others' (a counter, no statistics), and as soon as it is
+shown to be worse than the control by more than a margin. It becomes live when it has served for some
+windows and does not look that much worse: asking for proof that it is better would keep good arms
+out far longer than bad ones cost. Live, it holds at most half of the fleet until a switchback of the
+whole fleet against the control has confirmed it. Drift gives the quarantined another chance.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from autopoiesis.arms.arm import Arm, Origin, State
+from autopoiesis.orchestrator.allocator import Limits
+from autopoiesis.orchestrator.harm import HarmTest
+from autopoiesis.telemetry.records import CellRow
+
+
+@dataclass(frozen=True, slots=True)
+class LifecycleSettings:
+    """How careful to be with synthesized arms."""
+
+    canary_windows: int = 6
+    """Windows that a canary must have served."""
+    harm_margin: float = 0.1
+    """Loss of utility against the control that is harm."""
+    guard_requests: int = 20
+    """Fewest requests of a window on which the guard acts."""
+    guard_share: float = 0.25
+    """Share of failed and shed requests above the control's at which it acts."""
+    confirm_margin: float = 0.02
+    """Loss against the control that a switchback forgives."""
+    confirm_after: int = 3
+    """Windows in a row in which the bandit wants more than half for an arm before a switchback."""
+    confirm_pause: int = 30
+    """Windows until an arm that was not confirmed may try again."""
+    second_chances: int = 2
+    """Quarantined arms that a drift brings back."""
+    max_serving: int = 32
+    """Arms that serve at once; weaker synthesized ones are retired."""
+
+
+@dataclass(frozen=True, slots=True)
+class Move:
+    """An arm goes to another state."""
+
+    arm_id: str
+    state: State
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Switchback:
+    """A fleet-wide comparison: in each of some windows the whole fleet serves one of two arms."""
+
+    arm_id: str
+    control_id: str
+    first_window: int
+    order: tuple[str, ...]
+    """Which arm serves in each of the windows: pairs in random order."""
+
+    def arm_of(self, window: int) -> str | None:
+        """Return the arm that serves the window, None if the switchback is over."""
+        at = window - self.first_window
+        return self.order[at] if 0 <= at < len(self.order) else None
+
+
+PAIRS = 2
+"""Pairs of windows in a switchback."""
+
+
+class Lifecycle:
+    """What is known of each synthesized arm besides its utility."""
+
+    def __init__(self, settings: LifecycleSettings = LifecycleSettings()) -> None:
+        self.settings = settings
+        self.switchback: Switchback | None = None
+        self._tests: dict[str, HarmTest] = {}
+        self._confirmed: set[str] = set()
+        self._wanted: dict[str, int] = {}
+        self._not_before: dict[str, int] = {}
+        self._sums: dict[str, tuple[float, int]] = {}
+
+    def limits(self, arms: Sequence[Arm]) -> Limits:
+        """Return which of the serving arms are limited, and how."""
+        written = [a for a in arms if a.origin is not Origin.HUMAN]
+        return Limits(
+            canaries=frozenset(a.id for a in written if a.state is State.CANARY),
+            unconfirmed=frozenset(
+                a.id for a in written if a.state is State.LIVE and a.id not in self._confirmed
+            ),
+        )
+
+    def guard(self, arms: Sequence[Arm], rows: Sequence[CellRow]) -> list[Move]:
+        """Return the arms to take out at once, by counters of a window that has just ended."""
+        human = {a.id for a in arms if a.origin is Origin.HUMAN}
+        control = _lost_share([r for r in rows if r.arm_id in human])
+        moves: list[Move] = []
+        for arm in arms:
+            mine = [r for r in rows if r.arm_id == arm.id]
+            if arm.id in human or sum(r.requests for r in mine) < self.settings.guard_requests:
+                continue
+            lost = _lost_share(mine)
+            if lost - control > self.settings.guard_share:
+                why = f"{lost:.0%} of its requests failed or were shed, {control:.0%} of the control's"
+                moves.append(Move(arm.id, State.QUARANTINED, why))
+                self._forget(arm.id)
+        return moves
+
+    def review(
+        self,
+        arms: Sequence[Arm],
+        utility: Mapping[str, tuple[float, int]],
+        control_utility: float,
+    ) -> list[Move]:
+        """Take a settled window into account and return the moves that it leads to.
+
+        `utility` holds the played arms' utilities and requests. The control is what the human arms
+        earned in the same window, or `control_utility` where none played.
+        """
+        human = [a.id for a in arms if a.origin is Origin.HUMAN and a.id in utility]
+        total = sum(utility[a][1] for a in human)
+        control = (
+            sum(utility[a][0] * utility[a][1] for a in human) / total if total else control_utility
+        )
+        moves: list[Move] = []
+        for arm in arms:
+            if arm.state is not State.CANARY or arm.id not in utility:
+                continue
+            test = self._tests.get(arm.id, HarmTest()).observe(utility[arm.id][0] - control)
+            self._tests[arm.id] = test
+            margin = self.settings.harm_margin
+            if test.interval[1] < -margin:
+                why = f"loses at least {-test.interval[1]:.2f} of utility against the control"
+                moves.append(Move(arm.id, State.QUARANTINED, why))
+                self._forget(arm.id)
+            elif test.windows >= self.settings.canary_windows and test.mean > -margin:
+                why = f"no harm in {test.windows} windows (mean difference {test.mean:+.3f})"
+                moves.append(Move(arm.id, State.LIVE, why))
+        return moves
+
+    def second_chances(self, arms: Sequence[Arm], mean: Mapping[str, float]) -> list[Move]:
+        """Return the quarantined arms that a drift brings back, the best of them by `mean` first."""
+        waiting = [a for a in arms if a.state is State.QUARANTINED and a.origin is not Origin.HUMAN]
+        waiting.sort(key=lambda a: -mean.get(a.id, 0.0))
+        why = "another chance after drift"
+        return [Move(a.id, State.CANARY, why) for a in waiting[: self.settings.second_chances]]
+
+    def superfluous(self, arms: Sequence[Arm], mean: Mapping[str, float]) -> list[Move]:
+        """Return the weakest synthesized live arms beyond the number that may serve."""
+        serving = [a for a in arms if a.state in {State.CANARY, State.LIVE}]
+        weak = [a for a in serving if a.origin is not Origin.HUMAN and a.state is State.LIVE]
+        weak = sorted((a for a in weak if not a.pinned), key=lambda a: mean.get(a.id, 0.0))
+        excess = max(len(serving) - self.settings.max_serving, 0)
+        why = f"the weakest of more than {self.settings.max_serving} serving arms"
+        return [Move(a.id, State.RETIRED, why) for a in weak[:excess]]
+
+    # --- confirmation -------------------------------------------------------------------------
+
+    def want(
+        self,
+        window: int,
+        unconfirmed: frozenset[str],
+        uncapped: Mapping[str, float],
+        control_id: str,
+        rng: np.random.Generator,
+    ) -> Switchback | None:
+        """Begin a switchback from `window` on for an arm that the bandit wants more of, if any.
+
+        `uncapped` are the probabilities that the bandit would give without limits.
+        """
+        self._wanted = {
+            a: self._wanted.get(a, 0) + 1 for a in unconfirmed if uncapped.get(a, 0.0) > 0.5
+        }
+        due = [a for a, n in self._wanted.items() if n >= self.settings.confirm_after]
+        due = [a for a in due if window >= self._not_before.get(a, 0)]
+        if self.switchback is not None or not due:
+            return None
+        arm = max(due, key=lambda a: uncapped[a])
+        pairs = [
+            (arm, control_id) if rng.random() < 0.5 else (control_id, arm) for _ in range(PAIRS)
+        ]
+        self.switchback = Switchback(
+            arm, control_id, window, tuple(a for pair in pairs for a in pair)
+        )
+        self._sums = {}
+        return self.switchback
+
+    def compare(self, window: int, utility: float | None) -> str | None:
+        """Take a settled window of the switchback into account; say in one line how it ended, if it did."""
+        switchback = self.switchback
+        arm = switchback.arm_of(window) if switchback else None
+        if switchback is None or arm is None:
+            return None
+        if utility is not None:
+            total, n = self._sums.get(arm, (0.0, 0))
+            self._sums[arm] = (total + utility, n + 1)
+        if window < switchback.first_window + len(switchback.order) - 1:
+            return None
+        self.switchback = None
+        means = {a: total / n for a, (total, n) in self._sums.items()}
+        self._wanted.pop(switchback.arm_id, None)
+        self._not_before[switchback.arm_id] = window + self.settings.confirm_pause
+        if switchback.arm_id not in means or switchback.control_id not in means:
+            return "switchback without requests; not confirmed"
+        gain = means[switchback.arm_id] - means[switchback.control_id]
+        if gain < -self.settings.confirm_margin:
+            return f"not confirmed by a switchback: {gain:+.3f} against the control"
+        self._confirmed.add(switchback.arm_id)
+        return f"confirmed by a switchback: {gain:+.3f} against the control"
+
+    def abandon(self, serving: frozenset[str]) -> None:
+        """End the switchback if one of its two arms does not serve any more."""
+        s = self.switchback
+        if s is not None and not {s.arm_id, s.control_id} <= serving:
+            self.switchback = None
+
+    def _forget(self, arm_id: str) -> None:
+        self._tests.pop(arm_id, None)
+        self._confirmed.discard(arm_id)
+        self._wanted.pop(arm_id, None)
+
+    # --- state --------------------------------------------------------------------------------
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the state as plain values."""
+        return {
+            "switchback": asdict(self.switchback) if self.switchback else None,
+            "tests": {arm: asdict(test) for arm, test in self._tests.items()},
+            "confirmed": sorted(self._confirmed),
+            "wanted": self._wanted,
+            "not_before": self._not_before,
+            "sums": {arm: list(sums) for arm, sums in self._sums.items()},
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Take over what `to_dict` gave."""
+        s = state["switchback"]
+        self.switchback = Switchback(**{**s, "order": tuple(s["order"])}) if s else None
+        self._tests = {arm: HarmTest(**test) for arm, test in state["tests"].items()}
+        self._confirmed = set(state["confirmed"])
+        self._wanted = dict(state["wanted"])
+        self._not_before = dict(state["not_before"])
+        self._sums = {arm: (total, n) for arm, (total, n) in state["sums"].items()}
+
+
+def _lost_share(rows: Sequence[CellRow]) -> float:
+    requests = sum(r.requests for r in rows)
+    return sum(r.failed + r.shed for r in rows) / requests if requests else 0.0

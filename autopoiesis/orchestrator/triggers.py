@@ -1,0 +1,123 @@
+"""When to ask for new arms, and why.
+
+Asked for when the regret of windows in a row is above a threshold with confidence, when something
+drifted, or when even the best arm stays below the target. One cycle at a time, then a pause, and no
+more than a number per hour.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+HOUR_S = 3600.0
+
+
+@dataclass(frozen=True, slots=True)
+class TriggerSettings:
+    """How soon and how often to ask."""
+
+    regret: float = 0.02
+    """Utility that a window may lose before it counts as regretted."""
+    target: float = 0.95
+    """Utility below which even the best arm is not good enough."""
+    windows: int = 3
+    """How many windows in a row must say so."""
+    cooldown_s: float = 60.0
+    """Shortest time from the end of one cycle to the next trigger."""
+    per_hour: int = 30
+
+
+@dataclass(frozen=True, slots=True)
+class Trigger:
+    """A reason to ask for new arms."""
+
+    kind: str
+    """regret, drift, target or operator."""
+    window: int
+    at_s: float
+    why: str
+    """One line."""
+
+
+class Triggers:
+    """The trigger's memory."""
+
+    def __init__(self, settings: TriggerSettings = TriggerSettings()) -> None:
+        self.settings = settings
+        self._regretted = 0
+        self._below = 0
+        self._drifted: list[str] = []
+        self._busy = False
+        self._quiet_until_s = float("-inf")
+        self._fired_s: list[float] = []
+
+    def consider(
+        self,
+        window: int,
+        at_s: float,
+        regret_low: float | None,
+        best: float | None,
+        drifted: Sequence[str],
+    ) -> Trigger | None:
+        """Take a settled window into account and return the trigger that it fires, if any.
+
+        `regret_low` is the lower end of the regret's interval, `best` the estimate of the best arm;
+        None where nothing is known. Drift that falls into a pause is remembered until after it.
+        """
+        s = self.settings
+        if regret_low is not None:
+            self._regretted = self._regretted + 1 if regret_low > s.regret else 0
+        if best is not None:
+            self._below = self._below + 1 if best < s.target else 0
+        self._drifted += [name for name in drifted if name not in self._drifted]
+        if not self.ready(at_s):
+            return None
+        if self._regretted >= s.windows:
+            why = f"regret above {s.regret:g} for {self._regretted} windows (at least {regret_low:.3f})"
+            return self._fire("regret", window, at_s, why)
+        if self._drifted:
+            return self._fire("drift", window, at_s, f"drift of {', '.join(self._drifted)}")
+        if self._below >= s.windows:
+            why = f"best arm below {s.target:g} for {self._below} windows (now {best:.3f})"
+            return self._fire("target", window, at_s, why)
+        return None
+
+    def ready(self, at_s: float) -> bool:
+        """Tell whether a cycle may begin now."""
+        self._fired_s = [t for t in self._fired_s if at_s - t < HOUR_S]
+        spent = len(self._fired_s) >= self.settings.per_hour
+        return not (self._busy or spent or at_s < self._quiet_until_s)
+
+    def _fire(self, kind: str, window: int, at_s: float, why: str) -> Trigger:
+        self._regretted = self._below = 0
+        self._drifted = []
+        self._fired_s.append(at_s)
+        self._quiet_until_s = at_s + self.settings.cooldown_s
+        return Trigger(kind, window, at_s, why)
+
+    def began(self) -> None:
+        """Note that a cycle runs; until `ended` no other begins."""
+        self._busy = True
+
+    def ended(self, at_s: float) -> None:
+        """Note that the cycle is over, however it went."""
+        self._busy = False
+        self._quiet_until_s = max(self._quiet_until_s, at_s + self.settings.cooldown_s)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the state as plain values; a running cycle does not outlive its process."""
+        return {
+            "regretted": self._regretted,
+            "below": self._below,
+            "drifted": list(self._drifted),
+            "quiet_until_s": max(self._quiet_until_s, 0.0),
+            "fired_s": list(self._fired_s),
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Take over what `to_dict` gave."""
+        self._regretted = state["regretted"]
+        self._below = state["below"]
+        self._drifted = list(state["drifted"])
+        self._quiet_until_s = state["quiet_until_s"]
+        self._fired_s = list(state["fired_s"])
