@@ -33,14 +33,20 @@ class Engine:
 
     def __init__(self, profile: Profile, prefix_block_tokens: int = 0) -> None:
         self.profile = profile
-        self._e = scheduler.engines([profile], [1.0], _SLOTS, np.zeros(_HASHES, np.int64), prefix_block_tokens)
+        self._e = scheduler.engines(
+            [profile], [1.0], _SLOTS, np.zeros(_HASHES, np.int64), prefix_block_tokens
+        )
         self._free = deque(range(_SLOTS))
         self._hashes_used = 0
         self._live: set[int] = set()
         self._aborted: set[int] = set()
 
     def submit(
-        self, input_tokens: int, output_tokens: int, blocks: NDArray[np.int64], priority: float = 0.0
+        self,
+        input_tokens: int,
+        output_tokens: int,
+        blocks: NDArray[np.int64],
+        priority: float = 0.0,
     ) -> int:
         """Queue a request and return its slot, which is its own until it ends.
 
@@ -59,7 +65,9 @@ class Engine:
             self._grow_slots()
         slot = self._free.popleft()
         start = self._store(blocks)
-        scheduler.submit(self._e, 0, slot, input_tokens, output_tokens, start, len(blocks), priority)
+        scheduler.submit(
+            self._e, 0, slot, input_tokens, output_tokens, start, len(blocks), priority
+        )
         self._live.add(slot)
         return slot
 

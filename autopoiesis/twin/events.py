@@ -51,6 +51,8 @@ from autopoiesis.twin.scheduler import (
 
 HELD_LIMIT = 1024
 """Requests that one group may hold; beyond it they are shed."""
+HELD_LIMIT_S = 60.0
+"""How long a request may be held; then it is shed, at the next scrape."""
 
 COMPLETED, SHED, FAILED = int(Status.COMPLETED), int(Status.SHED), int(Status.FAILED)
 
@@ -150,7 +152,9 @@ def _program(groups: Groups, g: int) -> Program:
 @numba.njit(cache=True)
 def _group(groups: Groups, g: int) -> Group:
     return Group(
-        groups.members[groups.members_from[g] : groups.members_from[g + 1]], groups.share[g], groups.counters[g]
+        groups.members[groups.members_from[g] : groups.members_from[g + 1]],
+        groups.share[g],
+        groups.counters[g],
     )
 
 
@@ -191,8 +195,12 @@ def _send(w: World, i: int, r: int, blocks: NDArray[np.int64], now_s: float) -> 
         return
     input_tokens = float(t.input_tokens[i])
     ledger.charge[i, 0] = dispatch(w.fleet, r, input_tokens, blocks, t.session[i])
-    ledger.charge[i, 1] = input_tokens + predicted_output_tokens(w.fleet, float(t.max_output_tokens[i]))
-    submit(e, r, i, t.input_tokens[i], t.output_tokens[i], t.block_start[i], len(blocks), t.priority[i])
+    ledger.charge[i, 1] = input_tokens + predicted_output_tokens(
+        w.fleet, float(t.max_output_tokens[i])
+    )
+    submit(
+        e, r, i, t.input_tokens[i], t.output_tokens[i], t.block_start[i], len(blocks), t.priority[i]
+    )
     counts = e.counts[r]
     if counts[STEPS] == 0:
         e.clock[r, END] = now_s
@@ -285,7 +293,7 @@ def _take_arrival(w: World, i: int, now_s: float) -> None:
     describe_fleet(program.registers, w.fleet, group, now_s, draw(w.random))
     if not admits(program, program.registers):
         _shed(w, i)
-    elif not _place(w, program, group, i, now_s):
+    elif w.groups.counters[g, 1] > 0.0 or not _place(w, program, group, i, now_s):
         if w.groups.counters[g, 1] < HELD_LIMIT:
             _hold(w, g, i)
         else:
@@ -295,20 +303,32 @@ def _take_arrival(w: World, i: int, now_s: float) -> None:
 @numba.njit(cache=True)
 def _end_steps(w: World, r: int, now_s: float) -> None:
     ledger, e = w.ledger, w.engines
-    ended = False
+    moved = False
     for k in range(complete(e, r, False)):
         i, bits = e.events[k, 0], e.events[k, 1]
         if bits & FIRST_OUT:
+            moved = True
             ledger.first_token_s[i] = now_s
-            first_token(w.fleet, r, ledger.charge[i, 0], ledger.charge[i, 1], now_s - ledger.dispatched_s[i])
+            first_token(
+                w.fleet, r, ledger.charge[i, 0], ledger.charge[i, 1], now_s - ledger.dispatched_s[i]
+            )
         if bits & LAST_OUT:
-            ended = True
+            moved = True
             ledger.finished_s[i] = now_s
             ledger.status[i] = COMPLETED
             tokens = w.traffic.output_tokens[i]
             tpot_s = (now_s - ledger.first_token_s[i]) / (tokens - 1) if tokens > 1 else 0.0
-            finish(w.fleet, r, ledger.charge[i, 0], ledger.charge[i, 1], True, tpot_s, float(tokens), False)
-    if ended and w.groups.of_replica[r] >= 0:
+            finish(
+                w.fleet,
+                r,
+                ledger.charge[i, 0],
+                ledger.charge[i, 1],
+                True,
+                tpot_s,
+                float(tokens),
+                False,
+            )
+    if moved and w.groups.of_replica[r] >= 0:
         _release_held(w, w.groups.of_replica[r], now_s)
     plan(e, r, now_s, w.cursor[LONGEST])
 
@@ -319,20 +339,33 @@ def _scrape(w: World, now_s: float) -> None:
     for r in range(len(e.counts)):
         usage = used_blocks(e, r, now_s) / e.kv.blocks[r, CAPACITY]
         report(w.fleet, r, float(e.counts[r, RUNNING]), float(e.counts[r, WAITING]), usage)
-    _retry_idle_groups(w, now_s)
+    for g in range(len(w.groups.share)):
+        _shed_overdue(w, g, now_s)
+        if not _busy(w, g):
+            _release_held(w, g, now_s)
 
 
 @numba.njit(cache=True)
-def _retry_idle_groups(w: World, now_s: float) -> None:
-    """Give held requests a chance where no completion will: their group has nothing in flight."""
-    for g in range(len(w.groups.share)):
-        if w.groups.counters[g, 1] > 0.0:
-            busy = False
-            for r in _group(w.groups, g).members:
-                counts = w.engines.counts[r]
-                busy |= counts[RUNNING] + counts[WAITING] > 0
-            if not busy:
-                _release_held(w, g, now_s)
+def _shed_overdue(w: World, g: int, now_s: float) -> None:
+    i = w.groups.held[g, 0]
+    while i >= 0 and now_s - w.traffic.arrival_s[i] > HELD_LIMIT_S:
+        _let_go(w, g, i)
+        _shed(w, i)
+        i = w.groups.held[g, 0]
+
+
+@numba.njit(cache=True)
+def _busy(w: World, g: int) -> bool:
+    """Tell whether anything will end in the group; if not, only time can free what it holds."""
+    sequences = 0
+    for r in _group(w.groups, g).members:
+        sequences += w.engines.counts[r, RUNNING] + w.engines.counts[r, WAITING]
+    return sequences > 0
+
+
+@numba.njit(cache=True)
+def _holds(w: World) -> bool:
+    return w.groups.counters[:, 1].sum() > 0.0
 
 
 @numba.njit(cache=True)
@@ -354,11 +387,9 @@ def run(w: World, until_s: float) -> None:
         arrival_s = t.arrival_s[cursor[ARRIVED]] if cursor[ARRIVED] < len(t.arrival_s) else np.inf
         next_s = min(step_s, arrival_s)
         scrape_s = cursor[SCRAPED] * clock[INTERVAL]
-        if next_s == np.inf and until_s == np.inf:
-            _retry_idle_groups(w, clock[NOW])
-            if e.clock[_next_step(e.clock), END] == np.inf:
-                return
-        elif scrape_s <= min(next_s, until_s):
+        if next_s == np.inf and until_s == np.inf and not _holds(w):
+            return
+        if scrape_s <= min(next_s, until_s):
             clock[NOW] = scrape_s
             cursor[SCRAPED] += 1
             _scrape(w, scrape_s)

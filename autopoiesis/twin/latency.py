@@ -57,7 +57,9 @@ class StepModel:
         if self.knee < 1.0:
             raise ValueError(f"knee must be at least 1, got {self.knee}")
         if self.weights_s + self.host_s + self.head_s + self.decode_s == 0.0:
-            raise ValueError("a step must take time: weights_s, host_s, head_s and decode_s are all 0")
+            raise ValueError(
+                "a step must take time: weights_s, host_s, head_s and decode_s are all 0"
+            )
 
     def as_array(self) -> NDArray[np.float64]:
         """Return the coefficients in the order of `COEFFICIENTS`."""
@@ -115,7 +117,9 @@ class Profile:
             if value < 1:
                 raise ValueError(f"{self.name}: {name} must be at least 1, got {value}")
         if self.scheduling not in ("fcfs", "priority"):
-            raise ValueError(f"{self.name}: scheduling is 'fcfs' or 'priority', got {self.scheduling!r}")
+            raise ValueError(
+                f"{self.name}: scheduling is 'fcfs' or 'priority', got {self.scheduling!r}"
+            )
 
     @property
     def kv_tokens(self) -> int:
@@ -140,8 +144,9 @@ def profile(name: str) -> Profile:
     entries = _entries()
     if name not in entries:
         raise ValueError(f"no profile {name!r}; there are {', '.join(entries)}")
-    entry = entries[name]
-    return Profile(name=name, **{**entry, "step": StepModel(**entry["step"])})
+    entry = dict(entries[name])
+    step = StepModel(**entry.pop("step"))
+    return Profile(name=name, step=step, **entry)
 
 
 @numba.njit(cache=True)
@@ -162,7 +167,9 @@ def step_s(
     dense = (c[WEIGHTS] ** p + (c[TOKEN] * tokens) ** p) ** (1.0 / p)
     around = c[HOST] + c[HOST_SEQUENCE] * sequences + c[HEAD] + c[HEAD_SEQUENCE] * sampling
     if prefill_tokens == 0:
-        attention = c[DECODE] + c[DECODE_CONTEXT] * decode_context_tokens + c[DECODE_SEQUENCE] * decodes
+        attention = (
+            c[DECODE] + c[DECODE_CONTEXT] * decode_context_tokens + c[DECODE_SEQUENCE] * decodes
+        )
     else:
         attention = (
             c[MIXED]

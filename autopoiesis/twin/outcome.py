@@ -59,4 +59,5 @@ class Outcome(NamedTuple):
 
     def select(self, mask: NDArray[np.bool_] | Ints | slice) -> "Outcome":
         """Return the chosen entries."""
-        return Outcome(*(column[mask] for column in self))
+        columns = {name: column[mask] for name, column in self._asdict().items()}
+        return self._replace(**columns)

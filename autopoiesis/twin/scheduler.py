@@ -91,7 +91,11 @@ class Engines(NamedTuple):
 
 
 def engines(
-    profiles: list[Profile], speeds: list[float], slots: int, hashes: NDArray[np.int64], entry_tokens: int
+    profiles: list[Profile],
+    speeds: list[float],
+    slots: int,
+    hashes: NDArray[np.int64],
+    entry_tokens: int,
 ) -> Engines:
     """Make idle engines with room for `slots` sequences whose prefix hashes are `hashes`."""
     replicas = len(profiles)
@@ -106,7 +110,11 @@ def engines(
     return Engines(
         coefficients=np.stack([at_speed(p.step, s) for p, s in zip(profiles, speeds, strict=True)]),
         limits=np.array(
-            [[p.max_num_seqs, p.max_num_batched_tokens, p.scheduling == "priority"] for p in profiles], np.int64
+            [
+                [p.max_num_seqs, p.max_num_batched_tokens, p.scheduling == "priority"]
+                for p in profiles
+            ],
+            np.int64,
         ),
         counts=counts,
         clock=clock,
@@ -116,7 +124,9 @@ def engines(
         priority=np.zeros(slots),
         hashes=hashes,
         events=np.zeros((most, 2), np.int64),
-        kv=kv_cache(np.array([p.kv_blocks for p in profiles], np.int64), block_tokens, entry_tokens),
+        kv=kv_cache(
+            np.array([p.kv_blocks for p in profiles], np.int64), block_tokens, entry_tokens
+        ),
     )
 
 
@@ -280,7 +290,14 @@ def fits(e: Engines, r: int, input_tokens: int, output_tokens: int) -> bool:
 
 @numba.njit(cache=True)
 def submit(
-    e: Engines, r: int, slot: int, input_tokens: int, output_tokens: int, hashes_from: int, hashes: int, priority: float
+    e: Engines,
+    r: int,
+    slot: int,
+    input_tokens: int,
+    output_tokens: int,
+    hashes_from: int,
+    hashes: int,
+    priority: float,
 ) -> None:
     """Queue a request that fits in a free slot of replica r. A partly filled last block is not used."""
     row = e.slots[slot]

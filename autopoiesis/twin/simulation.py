@@ -12,9 +12,10 @@ from autopoiesis.arms.fleet import fleet_state, join
 from autopoiesis.arms.machine import Program
 from autopoiesis.arms.objective import Objective
 from autopoiesis.twin import events, scheduler
-from autopoiesis.twin.events import Groups, Ledger, Traffic, World
+from autopoiesis.twin.cells import SimCell, check, groups, pool
+from autopoiesis.twin.events import Ledger, Traffic, World
 from autopoiesis.twin.latency import Profile
-from autopoiesis.twin.outcome import Outcome, Status
+from autopoiesis.twin.outcome import Outcome
 from autopoiesis.twin.trace import Trace
 
 Ints = NDArray[np.int64]
@@ -29,15 +30,6 @@ class ReplicaSpec:
     name: str
     profile: Profile
     speed: float = 1.0
-
-
-@dataclass(frozen=True, slots=True)
-class SimCell:
-    """One policy on some replicas (by index), fed by some shards."""
-
-    program: Program
-    replicas: tuple[int, ...]
-    shards: tuple[int, ...]
 
 
 class Simulation:
@@ -67,11 +59,14 @@ class Simulation:
         n, count = len(trace), len(replicas)
         blocks = np.array(trace.blocks, np.int64)
         entry_tokens = trace.block_tokens if len(trace.blocks) else 0
-        prefix_blocks = [r.profile.kv_tokens // entry_tokens if entry_tokens else 0 for r in replicas]
+        prefix_blocks = [
+            r.profile.kv_tokens // entry_tokens if entry_tokens else 0 for r in replicas
+        ]
         fleet = fleet_state(count, objective, max(1, *prefix_blocks, 0), trace.block_tokens)
         for r, spec in enumerate(replicas):
             join(fleet, r, spec.speed, prefix_blocks[r], 0.0)
         self._cells = 0
+        self._pooled: dict[tuple[bytes, ...], list[int]] = {}
         self._world = World(
             traffic=Traffic(
                 arrival_s=np.array(trace.arrival_s, np.float64),
@@ -94,7 +89,7 @@ class Simulation:
                 charge=np.zeros((n, 2)),
                 neighbour=np.full((n, 2), -1, np.int64),
             ),
-            groups=_no_groups(count),
+            groups=groups([], count, 0),
             fleet=fleet,
             engines=scheduler.engines(
                 [r.profile for r in replicas],
@@ -121,9 +116,12 @@ class Simulation:
         ValueError says which replica or shard is wrong: every shard belongs to one cell, a replica
         to at most one.
         """
-        _check(cells, len(self.replicas))
+        check(cells, len(self.replicas))
         held = _held(self._world)
-        self._world = self._world._replace(groups=_groups(cells, len(self.replicas), self._cells))
+        before = dict(zip(self._pooled, self._world.groups.counters[:, 0], strict=True))
+        self._pooled = pool(cells)
+        self._world = self._world._replace(groups=groups(cells, len(self.replicas), self._cells))
+        self._world.groups.counters[:, 0] = [before.get(key, 0.0) for key in self._pooled]
         self._cells += len(cells)
         if held:
             events.rehold(self._world, np.array(held, np.int64))
@@ -135,14 +133,6 @@ class Simulation:
         if not len(self._world.groups.share):
             raise ValueError("allocate cells before the first advance")
         events.run(self._world, float(until_s))
-
-    def shed_held(self) -> None:
-        """Give up on the requests that are held now."""
-        for i in _held(self._world):
-            self._world.ledger.cell[i] = self._world.groups.cell_of_shard[self._world.traffic.shard[i]]
-            self._world.ledger.status[i] = Status.SHED
-        self._world.groups.held[:] = -1
-        self._world.groups.counters[:, 1] = 0.0
 
     def outcome(self, *, client_side: bool = False) -> Outcome:
         """Return what became of each request so far, as a copy.
@@ -180,11 +170,10 @@ class Simulation:
 def run_arm(
     trace: Trace, replicas: Sequence[ReplicaSpec], program: Program, objective: Objective, seed: int
 ) -> Outcome:
-    """Serve the whole trace with one policy on the whole fleet; what it never places counts as shed."""
+    """Serve the whole trace with one policy on the whole fleet."""
     simulation = Simulation(trace, replicas, objective, seed)
     simulation.allocate([SimCell(program, tuple(range(len(replicas))), tuple(range(SHARDS)))])
     simulation.advance(math.inf)
-    simulation.shed_held()
     return simulation.outcome()
 
 
@@ -209,8 +198,8 @@ def _mixed(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
 
 
 def _random_state(seed: int) -> NDArray[np.uint64]:
-    state = np.random.SeedSequence(seed).generate_state(1, np.uint64)
-    return state if state[0] else np.ones(1, np.uint64)
+    rng = np.random.default_rng(seed)
+    return rng.integers(1, 1 << 63, 1, np.uint64)
 
 
 def _held(w: World) -> list[int]:
@@ -222,64 +211,3 @@ def _held(w: World) -> list[int]:
             held.append(at)
             at = int(w.ledger.neighbour[at, 0])
     return sorted(held)
-
-
-def _check(cells: Sequence[SimCell], replicas: int) -> None:
-    owner: dict[int, int] = {}
-    for index, cell in enumerate(cells):
-        if not cell.replicas:
-            raise ValueError(f"cell {index} has no replica")
-        for r in cell.replicas:
-            if not 0 <= r < replicas:
-                raise ValueError(f"cell {index} names replica {r}; there are 0 to {replicas - 1}")
-            if r in owner:
-                raise ValueError(f"replica {r} is in cells {owner[r]} and {index}; a replica serves one")
-            owner[r] = index
-    counted = np.bincount([s for cell in cells for s in cell.shards], minlength=SHARDS)
-    if len(counted) != SHARDS or np.any(counted != 1):
-        wrong = np.flatnonzero(counted != 1) if len(counted) == SHARDS else [len(counted) - 1]
-        raise ValueError(f"each of the {SHARDS} shards must be in one cell; look at shard {wrong[0]}")
-
-
-def _no_groups(replicas: int) -> Groups:
-    return _groups([], replicas, 0)
-
-
-def _groups(cells: Sequence[SimCell], replicas: int, first_cell: int) -> Groups:
-    pooled: dict[tuple[bytes, ...], int] = {}
-    programs: list[Program] = []
-    members: list[list[int]] = []
-    of_shard = np.zeros(SHARDS, np.int64)
-    cell_of_shard = np.full(SHARDS, -1, np.int64)
-    of_replica = np.full(replicas, -1, np.int64)
-    for index, cell in enumerate(cells):
-        key = tuple(a.tobytes() for a in (cell.program.code, cell.program.entry, cell.program.registers))
-        g = pooled.setdefault(key, len(programs))
-        if g == len(programs):
-            programs.append(cell.program)
-            members.append([])
-        members[g].extend(cell.replicas)
-        of_shard[list(cell.shards)] = g
-        cell_of_shard[list(cell.shards)] = first_cell + index
-        of_replica[list(cell.replicas)] = g
-    count = len(programs)
-    return Groups(
-        of_shard=of_shard,
-        cell_of_shard=cell_of_shard,
-        of_replica=of_replica,
-        code=np.concatenate([np.zeros((0, 4), np.int32), *(p.code for p in programs)]),
-        code_from=_starts([len(p.code) for p in programs]),
-        entry=np.array([p.entry for p in programs], np.int64).reshape(count, 4),
-        registers=np.concatenate([np.zeros(0), *(p.registers for p in programs)]),
-        registers_from=_starts([len(p.registers) for p in programs]),
-        constants=np.array([p.constants for p in programs], np.int64),
-        members=np.array([r for group in members for r in group], np.int64),
-        members_from=_starts([len(group) for group in members]),
-        share=np.bincount(of_shard, minlength=count)[:count] / SHARDS,
-        counters=np.zeros((count, 2)),
-        held=np.full((count, 2), -1, np.int64),
-    )
-
-
-def _starts(lengths: list[int]) -> Ints:
-    return np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]).astype(np.int64)
