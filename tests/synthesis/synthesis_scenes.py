@@ -1,5 +1,7 @@
 """Fleets, traffic and policies that the synthesis tests share."""
 
+from dataclasses import replace
+
 import numpy as np
 
 from autopoiesis.arms.arm import Origin
@@ -52,7 +54,7 @@ def uneven_fleet() -> tuple[ReplicaSpec, ...]:
 
 def uneven_brief() -> Brief:
     """Traffic that round robin serves badly because half of the replicas are slow."""
-    windows, holdout = cut(poisson(60.0, 80.0, 7), window_s=8.0, warmup_s=2.0)
+    windows, holdout = cut(poisson(60.0, 30.0, 7), window_s=3.0, warmup_s=1.0)
     return Brief(
         trigger="regret above 0.05 for 3 windows",
         objective=Objective(slo_ttft_s=0.3, slo_tpot_s=0.03),
@@ -62,7 +64,29 @@ def uneven_brief() -> Brief:
         incumbents=(incumbent("round-robin", ROUND_ROBIN), incumbent("random", RANDOM)),
         seed=1,
         budget_s=60.0,
-        max_candidates=72,
-        warmup_s=2.0,
+        max_candidates=48,
+        warmup_s=1.0,
         asked_s=1.0,
+    )
+
+
+def idle_brief() -> Brief:
+    """So little traffic that every policy serves it perfectly."""
+    windows, holdout = cut(poisson(2.0, 40.0, 8), window_s=5.0)
+    return replace(
+        uneven_brief(),
+        objective=Objective(slo_ttft_s=5.0, slo_tpot_s=0.5),
+        windows=windows,
+        holdout=holdout,
+        warmup_s=0.0,
+    )
+
+
+def hopeless_brief() -> Brief:
+    """An objective that one idle replica cannot meet, whatever the policy."""
+    return replace(
+        idle_brief(),
+        objective=Objective(slo_ttft_s=0.01, slo_tpot_s=0.5),
+        replicas=uneven_fleet()[:1],
+        max_candidates=24,
     )

@@ -1,0 +1,135 @@
+"""Comparison is paired, intervals are honest, futures vary what they should."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+from synthesis_scenes import RANDOM, ROUND_ROBIN, idle_brief, poisson, uneven_brief
+
+from autopoiesis.arms.compiler import compile_policy
+from autopoiesis.arms.language import verify
+from autopoiesis.synthesis.perturb import varied
+from autopoiesis.synthesis.probe import Probe
+from autopoiesis.synthesis.race import (
+    Course,
+    OutOfTime,
+    future_cells,
+    holdout_cells,
+    mean_utility,
+    paired_gain,
+    race_cells,
+    screen_cell,
+)
+from autopoiesis.twin.simulation import run_arm
+
+
+def program(source: str):
+    return compile_policy(verify(source))
+
+
+@given(st.lists(st.floats(-1.0, 1.0), min_size=2, max_size=20, unique=True))
+@settings(max_examples=50, deadline=None)
+def test_the_interval_is_students_t_over_windows(differences):
+    gain = paired_gain(differences, range(len(differences)))
+    low, high = stats.ttest_1samp(differences, 0.0).confidence_interval(0.95)
+    assert gain.mean == pytest.approx(np.mean(differences))
+    assert (gain.low, gain.high) == pytest.approx((low, high), abs=1e-12)
+
+
+def test_repeats_of_one_window_do_not_narrow_the_interval():
+    once = paired_gain([0.1, 0.2, 0.3], [0, 1, 2])
+    assert paired_gain([0.1, 0.2, 0.3] * 5, [0, 1, 2] * 5) == once
+    assert paired_gain([0.1] * 9, [0] * 9).low == -np.inf
+
+
+def test_a_policy_runs_once_per_cell_and_only_in_time():
+    brief = idle_brief()
+    cells = race_cells(brief)
+    allowed = iter([None, None])
+
+    def in_time():
+        if next(allowed, "late") == "late":
+            raise OutOfTime
+
+    course = Course(brief.replicas, brief.objective, in_time)
+    run = program(ROUND_ROBIN)
+    first = course.utility("a", run, cells[0])
+    assert course.utility("a", run, cells[0]) == first
+    assert course.replays == 1
+    course.utility("a", run, cells[1])
+    with pytest.raises(OutOfTime):
+        course.utility("a", run, cells[2])
+
+
+def test_refused_requests_have_no_utility_and_the_warm_up_does_not_count():
+    brief = idle_brief()
+    nothing = program(
+        "def score(request, replica, fleet):\n    return 0.0\ndef admit(request, fleet):\n    return 0.0"
+    )
+    trace = brief.windows[0]
+    everything = np.ones(len(trace), bool)
+    refused = run_arm(trace, brief.replicas, nothing, brief.objective, 0)
+    served = run_arm(trace, brief.replicas, program(ROUND_ROBIN), brief.objective, 0)
+    assert mean_utility(refused, brief.objective, everything) == 0.0
+    assert mean_utility(served, brief.objective, everything) > 0.99
+    stuck = served._replace(
+        first_token_s=np.where(np.arange(len(trace)) == 0, np.inf, served.first_token_s)
+    )
+    assert mean_utility(stuck, brief.objective, everything) < 1.0
+    assert mean_utility(stuck, brief.objective, np.arange(len(trace)) > 0) > 0.99
+
+
+def test_cells_keep_raced_and_held_out_windows_apart():
+    brief = uneven_brief()
+    raced, held, futures = race_cells(brief), holdout_cells(brief), future_cells(brief)
+    assert {c.window for c in raced} == set(range(len(brief.windows)))
+    assert not {c.window for c in raced} & {c.window for c in held}
+    assert {c.window for c in futures} & {c.window for c in held}
+    assert [c.window for c in raced[: len(brief.windows)]] == list(range(len(brief.windows)))[::-1]
+    assert all(len(c.trace) == len(c.counts) for c in [*raced, *held, *futures, screen_cell(brief)])
+    again = race_cells(brief)
+    assert all(
+        np.array_equal(a.trace.arrival_s, b.trace.arrival_s)
+        for a, b in zip(raced, again, strict=True)
+    )
+
+
+@given(st.integers(0, 1000))
+@settings(max_examples=20, deadline=None)
+def test_a_varied_future_is_of_the_same_kind(seed):
+    trace = poisson(20.0, 30.0, seed)
+    future = varied(trace, np.random.default_rng(seed))
+    assert len(future) == len(trace)
+    assert future.duration_s == pytest.approx(trace.duration_s)
+    assert not np.array_equal(future.arrival_s, trace.arrival_s)
+    assert (future.output_tokens >= 1).all()
+    assert (future.output_tokens <= trace.max_output_tokens).all()
+    assert future.output_tokens.mean() == pytest.approx(trace.output_tokens.mean(), rel=0.15)
+    assert future.input_tokens.mean() == pytest.approx(trace.input_tokens.mean(), rel=0.15)
+
+
+def test_the_probe_knows_behaviour_from_text():
+    brief = uneven_brief()
+    probe = Probe(brief.replicas, brief.objective, 5)
+
+    def decisions(score: str, more: str = "") -> bytes:
+        return probe.decisions(
+            program(f"def score(request, replica, fleet):\n    return {score}\n{more}")
+        )
+
+    plain = decisions("replica.in_flight")
+    assert decisions("3.0 * replica.in_flight + 7.0") == plain
+    assert decisions("replica.in_flight / replica.speed") != plain
+    assert decisions("replica.in_flight - 0.01 * replica.prefix_hit_tokens") != plain
+    assert decisions("replica.in_flight - 5.0 * replica.session_here") != plain
+    admit = "def admit(request, fleet):\n    return 30.0 - fleet.in_flight / fleet.replicas\n"
+    assert decisions("replica.in_flight", admit) != plain
+    order = "def priority(request, fleet):\n    return request.input_tokens\n"
+    assert decisions("replica.in_flight", order) == plain  # nothing is ever held
+    hold = "def ceiling(request, replica, fleet):\n    return 8.0\n"
+    assert decisions("replica.in_flight", hold) != plain
+    assert decisions("replica.in_flight", order + hold) != decisions("replica.in_flight", hold)
+    assert probe.decisions(program(RANDOM)) == Probe(brief.replicas, brief.objective, 5).decisions(
+        program(RANDOM)
+    )
