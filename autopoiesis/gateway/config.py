@@ -6,8 +6,9 @@ from typing import Any
 from autopoiesis.gateway.errors import LOCAL_ERRORS, MALFORMED_HTTP, body_too_large
 from autopoiesis.gateway.settings import (
     ARM_HEADER,
-    DECISION_HEADER,
-    ENDPOINT_HEADER,
+    DECISION_NAMESPACE,
+    ENDPOINT_KEY,
+    ENDPOINT_NAMESPACE,
     INFERENCE_ROUTE,
     REPLICA_HEADER,
     RESERVED_PREFIXES,
@@ -18,6 +19,8 @@ from autopoiesis.gateway.settings import (
 )
 
 Config = dict[str, Any]
+
+_CONNECTION_LIMIT = "extensions.resource_monitors.downstream_connections.v3"
 
 PICKER, REPLICAS = "picker", "replicas"
 """Names of Envoy's clusters."""
@@ -65,7 +68,7 @@ def bootstrap(settings: DataPlaneSettings, run_dir: RunDir) -> Config:
                 {
                     "name": "envoy.resource_monitors.global_downstream_max_connections",
                     "typed_config": {
-                        "@type": _type("extensions.resource_monitors.downstream_connections.v3.DownstreamConnectionsConfig"),
+                        "@type": _type(f"{_CONNECTION_LIMIT}.DownstreamConnectionsConfig"),
                         "max_active_downstream_connections": 50_000,
                     },
                 }
@@ -141,7 +144,6 @@ def _access_log(settings: DataPlaneSettings) -> Config:
             "buffer_flush_interval": _seconds(settings.log_interval_s),
             "grpc_service": {"envoy_grpc": {"cluster_name": PICKER}},
         },
-        additional_request_headers_to_log=[DECISION_HEADER, ARM_HEADER],
     )
 
 
@@ -151,9 +153,8 @@ def _local_replies(settings: DataPlaneSettings) -> Config:
         {"filter": _when_status(status), "body_format_override": {"json_format": body}}
         for status, body in answers.items()
     ]
-    mappers.append(
-        {"filter": {"response_flag_filter": {"flags": ["DPE"]}}, "body_format_override": {"json_format": MALFORMED_HTTP}}
-    )
+    broken = {"response_flag_filter": {"flags": ["DPE"]}}
+    mappers.append({"filter": broken, "body_format_override": {"json_format": MALFORMED_HTTP}})
     return {"mappers": mappers}
 
 
@@ -183,7 +184,7 @@ def _routes(settings: DataPlaneSettings) -> Config:
                 "routes": [*counted, other, *passed],
                 "retry_policy": _retries(settings),
                 "response_headers_to_add": [
-                    _header(ARM_HEADER, "%DYNAMIC_METADATA(autopoiesis:arm)%"),
+                    _header(ARM_HEADER, f"%DYNAMIC_METADATA({DECISION_NAMESPACE}:arm)%"),
                     _header(REPLICA_HEADER, f"%UPSTREAM_METADATA({REPLICA_NAMESPACE}:name)%"),
                 ],
             }
@@ -237,7 +238,7 @@ def _filters(settings: DataPlaneSettings) -> list[Config]:
             max_message_timeout=_seconds(settings.longest_hold_s),
             request_attributes=list(ATTRIBUTES_OF_REQUEST),
             response_attributes=list(ATTRIBUTES_OF_ANSWER),
-            metadata_options={"receiving_namespaces": {"untyped": ["envoy.lb", "autopoiesis"]}},
+            metadata_options={"receiving_namespaces": {"untyped": [ENDPOINT_NAMESPACE, DECISION_NAMESPACE]}},
             processing_mode={
                 "request_header_mode": "SKIP",
                 "response_header_mode": "SKIP",
@@ -251,7 +252,7 @@ def _filters(settings: DataPlaneSettings) -> list[Config]:
             READ_JSON,
             "extensions.filters.http.json_to_metadata.v3.JsonToMetadata",
             response_rules={
-                "rules": [_usage_rule(key, path, {}) for key, path in USAGE_PATHS.items()],
+                "rules": [_usage_rule(key, path) for key, path in USAGE_PATHS.items()],
                 "allow_content_types_regex": {"regex": "application/json.*"},
             },
         ),
@@ -262,7 +263,7 @@ def _filters(settings: DataPlaneSettings) -> list[Config]:
                 "content_parser": _typed(
                     "envoy.content_parsers.json",
                     "extensions.content_parsers.json.v3.JsonContentParser",
-                    rules=[{"rule": _usage_rule(key, path, {})} for key, path in USAGE_PATHS.items()],
+                    rules=[{"rule": _usage_rule(key, path)} for key, path in USAGE_PATHS.items()],
                 )
             },
         ),
@@ -274,8 +275,8 @@ def _filters(settings: DataPlaneSettings) -> list[Config]:
     ]
 
 
-def _usage_rule(key: str, path: tuple[str, ...], extra: Config) -> Config:
-    target = {"metadata_namespace": USAGE_NAMESPACE, "key": key, "type": "NUMBER", **extra}
+def _usage_rule(key: str, path: tuple[str, ...]) -> Config:
+    target = {"metadata_namespace": USAGE_NAMESPACE, "key": key, "type": "NUMBER"}
     return {"selectors": [{"key": part} for part in path], "on_present": target}
 
 
@@ -343,7 +344,7 @@ def _override_host() -> Config:
         "typed_extension_config": _typed(
             "envoy.load_balancing_policies.override_host",
             "extensions.load_balancing_policies.override_host.v3.OverrideHost",
-            override_host_sources=[{"metadata": {"key": "envoy.lb", "path": [{"key": ENDPOINT_HEADER}]}}],
+            override_host_sources=[{"metadata": {"key": ENDPOINT_NAMESPACE, "path": [{"key": ENDPOINT_KEY}]}}],
             fallback_policy={"policies": [{"typed_extension_config": least_request}]},
         )
     }

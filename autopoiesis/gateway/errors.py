@@ -15,7 +15,7 @@ def openai_error(message: str, kind: str, code: str, param: str | None = None) -
 
 LOCAL_ERRORS: dict[int, dict[str, Any]] = {
     HTTPStatus.NOT_FOUND: openai_error(
-        "There is nothing at this path and method; the OpenAI API is under /v1/ (for example POST /v1/chat/completions).",
+        "There is nothing at this path and method; the OpenAI API is under /v1/, as in POST /v1/chat/completions.",
         INVALID_REQUEST,
         "not_found",
     ),

@@ -149,8 +149,9 @@ def _limit(fields: Json, default: int) -> int:
 
 
 def _priority(value: object) -> float:
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    return min(max(float(value), -1e9), 1e9) if is_number else 0.0
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return 0.0
+    return min(max(float(value), -1e9), 1e9)
 
 
 def _text(value: object) -> str:
@@ -158,5 +159,5 @@ def _text(value: object) -> str:
 
 
 def _kind(value: object) -> str:
-    names = {dict: "an object", list: "a list", str: "a string", bool: "a boolean", type(None): "null"}
+    names: dict[type, str] = {dict: "an object", list: "a list", str: "a string", bool: "a boolean", type(None): "null"}
     return names.get(type(value), "a number")

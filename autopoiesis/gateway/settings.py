@@ -3,13 +3,16 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-ENDPOINT_HEADER = "x-gateway-destination-endpoint"
-"""Ordered list of replica addresses, set by the picker (Gateway API Inference Extension's name)."""
-DECISION_HEADER = "x-autopoiesis-decision"
-"""The picker's own number of a request, on its way to the replica; comes back in the access log."""
+ENDPOINT_NAMESPACE, ENDPOINT_KEY = "envoy.lb", "x-gateway-destination-endpoint"
+"""Metadata in which the picker gives replica addresses in order (Gateway API Inference Extension)."""
+DECISION_NAMESPACE = "autopoiesis"
+"""Metadata in which the picker says what it decided: key, arm, window, shard."""
 ARM_HEADER = "x-autopoiesis-arm"
+"""Header of answers: who decided."""
 REPLICA_HEADER = "x-autopoiesis-replica"
+"""Header of answers: who answered."""
 SESSION_HEADER = "x-session-id"
+"""Header of requests: requests with the same value belong together."""
 RESERVED_PREFIXES = ("x-gateway-", "x-autopoiesis-", "x-envoy-")
 """Headers that steer the data plane; taken off every request of a client."""
 

@@ -1,0 +1,49 @@
+"""One request on its way through the gateway."""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+NO_BLOCKS: NDArray[np.int64] = np.empty(0, np.int64)
+
+
+@dataclass(slots=True, eq=False)
+class Flight:
+    """A request from its arrival at the picker to its end. Times `_s` are on the state's clock."""
+
+    key: str
+    """The picker's own name of the request; comes back in the access log."""
+    request_id: str
+    """`x-request-id`: the client's or Envoy's."""
+    path: str
+    model: str
+    stream: bool
+    characters: int
+    """Length of the prompt's text."""
+    input_tokens: float
+    max_output_tokens: float
+    priority_class: float
+    session: int
+    shard: int
+    arrived_s: float
+    arrived_unix_s: float
+    blocks: NDArray[np.int64] = field(default_factory=lambda: NO_BLOCKS)
+
+    arm_id: str = ""
+    window: int = -1
+    replica: int = -1
+    """Index of the replica it was sent to, -1 before."""
+    dispatched_s: float = 0.0
+    held_s: float = 0.0
+    decision_s: float = 0.0
+    uncached_tokens: float = 0.0
+    context_tokens: float = 0.0
+    answered: bool = False
+    """Its first token was seen, or is taken to be out."""
+    ttft_s: float | None = None
+
+    @property
+    def cached_tokens(self) -> int:
+        """Prompt tokens expected in the replica's prefix cache."""
+        return round(max(self.input_tokens - self.uncached_tokens, 0.0)) if self.replica >= 0 else 0

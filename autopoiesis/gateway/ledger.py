@@ -1,0 +1,190 @@
+"""The requests in flight, and the records that they end in."""
+
+from collections import OrderedDict
+from collections.abc import Callable
+
+from autopoiesis.arms.prefix import CHARS_PER_TOKEN
+from autopoiesis.gateway.access_log import Ending
+from autopoiesis.gateway.config import ANSWERED_WITH_USAGE
+from autopoiesis.gateway.flight import Flight
+from autopoiesis.gateway.state import GatewayState
+from autopoiesis.telemetry.records import RequestRecord, Status
+
+LEARNING_WEIGHT = 0.05
+"""Weight of a new observation in the learned ratios."""
+SHORTEST_TEACHING_CHARACTERS = 256
+"""In a shorter prompt the chat template's own tokens count for too much."""
+LONGEST_FLIGHT_S = 7200.0
+"""After this a request whose end was never told is forgotten."""
+MOST_SETTLED = 4096
+
+
+class Ledger:
+    """Opens a flight when a request is sent, closes it when the access log tells its end."""
+
+    def __init__(self, state: GatewayState, on_record: Callable[[RequestRecord], None]) -> None:
+        self.chars_per_token = float(CHARS_PER_TOKEN)
+        self.bytes_per_token = 240.0
+        """Of an answer's stream; about what one chat chunk of one token takes."""
+        self._state = state
+        self._on_record = on_record
+        self._flights: dict[str, Flight] = {}
+        self._settled: OrderedDict[str, None] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._flights)
+
+    def open(self, flight: Flight) -> None:
+        """Await the end of a request that was sent."""
+        self._flights[flight.key] = flight
+
+    def settle(self, flight: Flight, status: Status, http_status: int) -> None:
+        """Record a request that the picker itself ended: shed, refused, or given up while held."""
+        self._settled[flight.request_id] = None
+        if len(self._settled) > MOST_SETTLED:
+            self._settled.popitem(last=False)
+        e2e_s = self._state.clock() - flight.arrived_s
+        self._on_record(_record(flight, status, http_status, "", 0, 0, False, e2e_s, flight.arrived_unix_s))
+
+    def close(self, ending: Ending) -> None:
+        """Take an end into account and record it."""
+        flight = self._flights.pop(ending.key, None) if ending.key else None
+        if flight is not None:
+            self._close_flight(flight, ending)
+        elif ending.request_id in self._settled and not ending.key:
+            del self._settled[ending.request_id]
+        else:
+            self._on_record(self._record_of_stranger(ending))
+
+    def abandon_all(self) -> None:
+        """Envoy is gone, and every request in flight with it."""
+        flights, self._flights = list(self._flights.values()), {}
+        for flight in flights:
+            self._forget(flight)
+
+    def sweep(self) -> None:
+        """Forget requests whose end was never told."""
+        oldest_s = self._state.clock() - LONGEST_FLIGHT_S
+        for flight in [f for f in self._flights.values() if f.arrived_s < oldest_s]:
+            del self._flights[flight.key]
+            self._forget(flight)
+
+    def _forget(self, flight: Flight) -> None:
+        replica = self._state.name_of(flight.replica)
+        e2e_s = self._state.clock() - flight.arrived_s
+        self._on_record(_record(flight, Status.ABORTED, 0, replica, 1, 0, False, e2e_s, flight.arrived_unix_s))
+        self._state.finish(flight, -1, 0.0, 0.0, failed=False)
+
+    def _close_flight(self, flight: Flight, ending: Ending) -> None:
+        counted = ending.output_tokens is not None
+        output_tokens = ending.output_tokens if ending.output_tokens is not None else self._estimate(flight, ending)
+        self._learn(flight, ending)
+        # Envoy's clock starts with the request's first byte, ours when the body is complete.
+        upload_s = min(max(flight.arrived_unix_s - ending.started_unix_s, 0.0), ending.ended_s)
+        e2e_s = ending.ended_s - upload_s
+        if ending.status is not Status.COMPLETED and ending.status is not Status.ABORTED:
+            flight.ttft_s = None
+        replica = self._state.at_address(ending.address)
+        record = _record(
+            flight,
+            ending.status,
+            ending.http_status,
+            self._state.name_of(replica if replica >= 0 else flight.replica if ending.address else -1),
+            ending.attempts,
+            output_tokens,
+            counted,
+            e2e_s,
+            flight.arrived_unix_s,
+            ending.input_tokens,
+        )
+        failed = ending.status is Status.FAILED
+        completed = ending.status is Status.COMPLETED
+        self._state.finish(flight, replica, record.tpot_s or 0.0, output_tokens if completed else 0.0, failed)
+        self._on_record(record)
+
+    def _estimate(self, flight: Flight, ending: Ending) -> int:
+        if ending.status not in {Status.COMPLETED, Status.ABORTED}:
+            return 0
+        if flight.path not in ANSWERED_WITH_USAGE:
+            return 0
+        return round(ending.body_bytes / (self.bytes_per_token if flight.stream else self.chars_per_token))
+
+    def _learn(self, flight: Flight, ending: Ending) -> None:
+        if ending.status is not Status.COMPLETED:
+            return
+        if ending.input_tokens and flight.characters >= SHORTEST_TEACHING_CHARACTERS:
+            ratio = min(max(flight.characters / ending.input_tokens, 0.5), 12.0)
+            self.chars_per_token += LEARNING_WEIGHT * (ratio - self.chars_per_token)
+            self._state.set_chars_per_token(self.chars_per_token)
+        if flight.stream and ending.output_tokens:
+            ratio = ending.body_bytes / ending.output_tokens
+            self.bytes_per_token += LEARNING_WEIGHT * (ratio - self.bytes_per_token)
+
+    def _record_of_stranger(self, ending: Ending) -> RequestRecord:
+        """Record a request on which this process did not decide: the picker was away, or another one."""
+        replica = self._state.at_address(ending.address)
+        return RequestRecord(
+            id=ending.request_id,
+            arrived_s=ending.started_unix_s,
+            path=ending.path,
+            model="",
+            status=ending.status,
+            http_status=ending.http_status,
+            arm_id=ending.arm_id,
+            window=ending.window,
+            shard=ending.shard,
+            session=0,
+            replica=self._state.name_of(replica),
+            attempts=ending.attempts,
+            stream=False,
+            input_tokens=ending.input_tokens or 0,
+            output_tokens=ending.output_tokens or 0,
+            max_output_tokens=0,
+            cached_tokens=0,
+            usage_counted=ending.output_tokens is not None,
+            priority_class=0.0,
+            held_s=0.0,
+            decision_s=0.0,
+            ttft_s=None,
+            e2e_s=ending.ended_s,
+        )
+
+
+def _record(
+    flight: Flight,
+    status: Status,
+    http_status: int,
+    replica: str,
+    attempts: int,
+    output_tokens: int,
+    counted: bool,
+    e2e_s: float,
+    arrived_s: float,
+    input_tokens: int | None = None,
+) -> RequestRecord:
+    return RequestRecord(
+        id=flight.request_id,
+        arrived_s=arrived_s,
+        path=flight.path,
+        model=flight.model,
+        status=status,
+        http_status=http_status,
+        arm_id=flight.arm_id,
+        window=flight.window,
+        shard=flight.shard,
+        session=flight.session,
+        replica=replica,
+        attempts=attempts,
+        stream=flight.stream,
+        input_tokens=input_tokens or round(flight.input_tokens),
+        output_tokens=output_tokens,
+        max_output_tokens=round(flight.max_output_tokens),
+        cached_tokens=flight.cached_tokens,
+        usage_counted=counted,
+        priority_class=flight.priority_class,
+        held_s=flight.held_s,
+        decision_s=flight.decision_s,
+        ttft_s=flight.ttft_s,
+        e2e_s=e2e_s,
+        blocks=tuple(flight.blocks.tolist()),
+    )

@@ -1,0 +1,259 @@
+"""The picker process: `python -m autopoiesis.gateway.picker --run-dir DIR`.
+
+It decides for Envoy, follows every request to its end, polls the replicas, and talks to the
+controller. It holds nothing that cannot be lost: killed and started again, it reads the fleet and
+the last allocation from the run directory and goes on.
+"""
+
+import argparse
+import asyncio
+import gc
+import logging
+import signal
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+
+import grpc
+import numpy as np
+import uvloop
+
+from autopoiesis.arms.compiler import compile_policy
+from autopoiesis.arms.language import PolicyError, verify
+from autopoiesis.arms.machine import Program
+from autopoiesis.arms.objective import Objective
+from autopoiesis.arms.seeds import seed_arms
+from autopoiesis.gateway import protocol
+from autopoiesis.gateway.access_log import read_entry
+from autopoiesis.gateway.endpoint_picker import EndpointPicker
+from autopoiesis.gateway.endpoints import write_endpoints
+from autopoiesis.gateway.files import read_or_create_secret, write_atomically
+from autopoiesis.gateway.ledger import Ledger
+from autopoiesis.gateway.link import Allocate, LinkError, LinkServer, Outbox, decode_line
+from autopoiesis.gateway.protocol import Message, Stream
+from autopoiesis.gateway.settings import DataPlaneSettings, RunDir
+from autopoiesis.gateway.state import GatewayState
+from autopoiesis.gateway.warm import warm_up
+from autopoiesis.replicas.fleet import FleetError, Member, read_fleet
+from autopoiesis.replicas.scrape import Health, Scraper
+from autopoiesis.telemetry.records import ReplicaSample
+
+log = logging.getLogger(__name__)
+
+BASELINE = "least-requests"
+"""Name of the human arm that serves until there is an allocation, and where no other arm can."""
+FLEET_POLL_S = 1.0
+SWEEP_S = 60.0
+LARGEST_MESSAGE = DataPlaneSettings().max_body_bytes + (1 << 20)
+OPTIONS = [
+    ("grpc.max_receive_message_length", LARGEST_MESSAGE),
+    ("grpc.so_reuseport", 0),
+    ("grpc.max_concurrent_streams", 100_000),
+]
+
+
+class Picker:
+    """Everything in the process, wired together."""
+
+    def __init__(self, run_dir: RunDir) -> None:
+        self.run_dir = run_dir
+        self.outbox = Outbox()
+        arm = next(arm for arm in seed_arms() if arm.name == BASELINE)
+        self._programs: dict[str, Program] = {arm.id: compile_policy(verify(arm.source))}
+        self.state = GatewayState(
+            Objective(), (arm.id, self._programs[arm.id]), np.random.default_rng(), time.monotonic
+        )
+        self.ledger = Ledger(self.state, self.outbox.add_request)
+        self.service = EndpointPicker(self.state, self.ledger, read_or_create_secret(run_dir.salt))
+        self.link = LinkServer(self.outbox, self.allocate)
+        self._members: tuple[Member, ...] = ()
+        self._scraping: asyncio.Task[None] | None = None
+        self._log_streams = 0
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Serve until told to stop."""
+        self.read_fleet()
+        self.read_allocation()
+        server = grpc.aio.server(options=OPTIONS)
+        server.add_generic_rpc_handlers((protocol.processor(self.service.process), protocol.access_log(self._access_log)))
+        self.run_dir.picker_socket.unlink(missing_ok=True)
+        server.add_insecure_port(f"unix:{self.run_dir.picker_socket}")
+        await self.link.start(self.run_dir.link_socket)
+        await server.start()
+        log.info("The picker is ready on %s", self.run_dir.picker_socket)
+        tasks = [
+            asyncio.create_task(work)
+            for work in (self.service.tick(), self.link.run(), self._watch_fleet(), self._sweep())
+        ]
+        await stop.wait()
+        for task in (*tasks, *([self._scraping] if self._scraping else [])):
+            task.cancel()
+        await self.link.close()
+        await server.stop(0.5)
+
+    # --- what the controller and the supervisor say -------------------------------------------
+
+    def allocate(self, message: Allocate) -> None:
+        """Serve by a new allocation, and by it again after a restart."""
+        self._apply(message)
+        write_atomically(self.run_dir.allocation, message.encode())
+
+    def read_allocation(self) -> None:
+        """Take up the allocation by which the picker served before; without one the baseline serves."""
+        try:
+            self._apply(Allocate.decode(decode_line(self.run_dir.allocation.read_bytes())))
+        except FileNotFoundError:
+            pass
+        except (OSError, LinkError) as error:
+            self.fault("", f"the last allocation cannot be read, the baseline serves: {error}")
+
+    def read_fleet(self) -> None:
+        """Take up who is in the fleet, and tell Envoy if that has changed."""
+        try:
+            members = read_fleet(self.run_dir.fleet)
+        except FleetError as error:
+            self.fault("", f"the fleet cannot be read, it stays as it was: {error}")
+            return
+        if members == self._members:
+            return
+        if self._members:
+            write_endpoints(self.run_dir, members)
+        self._members = members
+        self.state.set_members(members)
+        if self._scraping:
+            self._scraping.cancel()
+        scraper = Scraper({m.name: m.address for m in members}, self._scraped)
+        self._scraping = asyncio.create_task(scraper.run(), name="scrape")
+
+    def fault(self, arm_id: str, message: str) -> None:
+        """Note something that went wrong."""
+        log.warning("%s%s", f"Arm {arm_id}: " if arm_id else "", message)
+        self.outbox.add_fault(arm_id, message)
+
+    def _apply(self, message: Allocate) -> None:
+        programs: dict[str, Program] = {}
+        for arm_id in message.allocation.arms():
+            if program := self._program(arm_id, message.arms.get(arm_id, "")):
+                programs[arm_id] = program
+        self.state.set_objective(message.objective)
+        self.state.allocate(message.allocation.window, message.allocation.cells, programs)
+
+    def _program(self, arm_id: str, source: str) -> Program | None:
+        """Return an arm's program; nothing is served that does not verify, whoever sent it."""
+        if arm_id not in self._programs:
+            try:
+                policy = verify(source)
+            except PolicyError as error:
+                self.fault(arm_id, f"its policy does not verify: {error}")
+                return None
+            if policy.id != arm_id:
+                self.fault(arm_id, f"its source is that of {policy.id}")
+                return None
+            self._programs[arm_id] = compile_policy(policy)
+        return self._programs[arm_id]
+
+    # --- what the replicas say ----------------------------------------------------------------
+
+    def _scraped(self, health: Health) -> None:
+        name, scrape = health.replica, health.scrape
+        member = next((m for m in self._members if m.name == name), None)
+        if member is None:
+            return
+        # A server without /metrics is there all the same.
+        down = not health.healthy and health.failures >= 3 and not health.error.startswith("/metrics answered")
+        if self.state.set_healthy(name, not down):
+            self.fault("", f"replica {name} is {'away: ' + health.error if down else 'back'}")
+            self.service.release()
+        if scrape is None:
+            return
+        running, waiting, kv_usage = scrape.running or 0.0, scrape.waiting or 0.0, scrape.kv_usage or 0.0
+        self.state.report(name, running, waiting, kv_usage)
+        if scrape.kv_blocks and scrape.block_size:
+            self.state.set_kv_tokens(name, scrape.kv_blocks * scrape.block_size)
+        self.outbox.add_sample(
+            ReplicaSample(
+                at_s=time.time(),
+                replica=name,
+                address=member.address,
+                healthy=not down,
+                in_flight=self.state.in_flight(name),
+                running=running,
+                waiting=waiting,
+                kv_usage=kv_usage,
+                prefix_queries_total=scrape.prefix_queries_total or 0.0,
+                prefix_hits_total=scrape.prefix_hits_total or 0.0,
+                preemptions_total=scrape.preemptions_total or 0.0,
+            )
+        )
+
+    # --- what Envoy says ----------------------------------------------------------------------
+
+    async def _access_log(self, _: object, stream: Stream) -> None:
+        self._log_streams += 1
+        try:
+            while (message := await stream.read()) is not protocol.END:
+                for entry in message.http_logs.log_entry:
+                    self._ended(entry)
+                self.service.release()
+        finally:
+            self._log_streams -= 1
+            asyncio.get_running_loop().call_later(1.0, self._envoy_gone)
+
+    def _ended(self, entry: Message) -> None:
+        try:
+            if ending := read_entry(entry):
+                self.ledger.close(ending)
+        except Exception:
+            log.exception("An access-log entry could not be read")
+            self.fault("", "an access-log entry could not be read")
+
+    def _envoy_gone(self) -> None:
+        """Without an access log nobody will tell the end of what is in flight."""
+        if not self._log_streams and len(self.ledger):
+            self.fault("", f"Envoy went away with {len(self.ledger)} requests in flight")
+            self.ledger.abandon_all()
+
+    # --- housekeeping -------------------------------------------------------------------------
+
+    async def _watch_fleet(self) -> None:
+        while True:
+            await asyncio.sleep(FLEET_POLL_S)
+            self.read_fleet()
+            for (arm_id, message), count in self.state.faults.items():
+                self.outbox.add_fault(arm_id, message, count)
+            self.state.faults.clear()
+
+    async def _sweep(self) -> None:
+        while True:
+            await asyncio.sleep(SWEEP_S)
+            self.ledger.sweep()
+
+
+async def _serve(run_dir: RunDir) -> None:
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    picker = Picker(run_dir)
+    gc.collect()
+    gc.freeze()  # what is there now stays; the collector need not look at it again
+    await picker.run(stop)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the process."""
+    parser = argparse.ArgumentParser(prog="python -m autopoiesis.gateway.picker", description=__doc__)
+    parser.add_argument("--run-dir", type=Path, required=True, help="where fleet.json and the sockets are")
+    run_dir = parser.parse_args(arguments).run_dir.resolve()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    if not run_dir.is_dir():
+        print(f"There is no run directory {run_dir}; `autopoiesis serve` makes one.", file=sys.stderr)  # noqa: T201
+        return 2
+    warm_up()
+    with suppress(KeyboardInterrupt):
+        uvloop.run(_serve(RunDir(run_dir)))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,108 @@
+"""Envoy's protocols in messages that are ready to send: external processor and access log.
+
+The generated protobuf classes carry no types; all that is untyped is in this file.
+"""
+
+# pyright: reportAttributeAccessIssue=false
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
+
+import grpc
+import orjson
+from envoy.config.core.v3 import base_pb2
+from envoy.service.accesslog.v3 import als_pb2
+from envoy.service.ext_proc.v3 import external_processor_pb2 as ext_proc
+from envoy.type.v3 import http_status_pb2
+from google.protobuf import duration_pb2
+
+from autopoiesis.gateway.flight import Flight
+from autopoiesis.gateway.settings import DECISION_NAMESPACE, ENDPOINT_KEY, ENDPOINT_NAMESPACE
+
+Message = Any
+"""A protobuf message."""
+Stream = Any
+"""One gRPC call: `await read()` gives the next message or `END`, `await write(bytes)` answers."""
+Handler = Callable[[object, Stream], Awaitable[None]]
+
+END: object = grpc.aio.EOF
+_ATTRIBUTES = "envoy.filters.http.ext_proc"
+
+
+def _serialized(**fields: Any) -> bytes:
+    return ext_proc.ProcessingResponse(**fields).SerializeToString()
+
+
+GO_ON: dict[str, bytes] = {
+    "request_headers": _serialized(request_headers=ext_proc.HeadersResponse()),
+    "response_headers": _serialized(response_headers=ext_proc.HeadersResponse()),
+    "request_body": _serialized(request_body=ext_proc.BodyResponse()),
+    "response_body": _serialized(response_body=ext_proc.BodyResponse()),
+    "request_trailers": _serialized(request_trailers=ext_proc.TrailersResponse()),
+    "response_trailers": _serialized(response_trailers=ext_proc.TrailersResponse()),
+}
+"""Kind of message → the answer that changes nothing."""
+
+
+def processor(handler: Handler) -> grpc.GenericRpcHandler:
+    """Serve the external processor; the handler answers in bytes."""
+    method = grpc.stream_stream_rpc_method_handler(
+        handler, request_deserializer=ext_proc.ProcessingRequest.FromString
+    )
+    return grpc.method_handlers_generic_handler("envoy.service.ext_proc.v3.ExternalProcessor", {"Process": method})
+
+
+def access_log(handler: Handler) -> grpc.GenericRpcHandler:
+    """Serve the access log; the handler reads messages until their end."""
+
+    async def handle(requests: object, stream: Stream) -> bytes:
+        await handler(requests, stream)
+        return als_pb2.StreamAccessLogsResponse().SerializeToString()
+
+    method = grpc.stream_unary_rpc_method_handler(
+        handle, request_deserializer=als_pb2.StreamAccessLogsMessage.FromString
+    )
+    service = "envoy.service.accesslog.v3.AccessLogService"
+    return grpc.method_handlers_generic_handler(service, {"StreamAccessLogs": method})
+
+
+def attributes(message: Message) -> Mapping[str, Any]:
+    """Return what Envoy was asked to tell beside the message (`config.ATTRIBUTES_...`)."""
+    return message.attributes[_ATTRIBUTES].fields
+
+
+def wait(limit_s: float) -> bytes:
+    """Ask Envoy to wait longer for the answer to this message; possible once per message."""
+    return _serialized(override_message_timeout=duration_pb2.Duration(seconds=int(limit_s)))
+
+
+def choice(flight: Flight, addresses: tuple[str, ...]) -> bytes:
+    """Answer where to send the request, in order; without addresses Envoy itself chooses."""
+    answer = ext_proc.ProcessingResponse(request_body=ext_proc.BodyResponse())
+    namespaces = answer.dynamic_metadata.fields
+    if addresses:
+        namespaces[ENDPOINT_NAMESPACE].struct_value.fields[ENDPOINT_KEY].string_value = ",".join(addresses)
+    decision = namespaces[DECISION_NAMESPACE].struct_value.fields
+    decision["key"].string_value = flight.key
+    decision["arm"].string_value = flight.arm_id
+    decision["window"].number_value = flight.window
+    decision["shard"].number_value = flight.shard
+    return answer.SerializeToString()
+
+
+def refusal(status: int, body: dict[str, Any], headers: Mapping[str, str] | None = None) -> bytes:
+    """Answer the client in place of a replica, with JSON."""
+    options = [
+        base_pb2.HeaderValueOption(
+            header=base_pb2.HeaderValue(key=name, raw_value=value.encode()),
+            append_action=base_pb2.HeaderValueOption.OVERWRITE_IF_EXISTS_OR_ADD,
+        )
+        for name, value in {"content-type": "application/json", **(headers or {})}.items()
+    ]
+    return _serialized(
+        immediate_response=ext_proc.ImmediateResponse(
+            status=http_status_pb2.HttpStatus(code=status),
+            headers=ext_proc.HeaderMutation(set_headers=options),
+            body=orjson.dumps(body),
+            details="picker",
+        )
+    )
