@@ -108,10 +108,7 @@ class Brief:
         try:
             plain = orjson.loads(data)
             plain["objective"] = Objective(**plain["objective"])
-            plain["replicas"] = tuple(
-                ReplicaSpec(**{**spec, "profile": _profile_from_plain(spec["profile"])})
-                for spec in plain["replicas"]
-            )
+            plain["replicas"] = tuple(_replica_from_plain(spec) for spec in plain["replicas"])
             plain["windows"] = tuple(_trace_from_plain(trace) for trace in plain["windows"])
             plain["holdout"] = tuple(_trace_from_plain(trace) for trace in plain["holdout"])
             plain["incumbents"] = tuple(
@@ -129,9 +126,12 @@ class Brief:
             ) from None
 
 
-def _profile_from_plain(plain: dict[str, Any]) -> Profile:
-    nested = {"step": StepModel(**plain["step"]), "client": ClientOverhead(**plain["client"])}
-    return Profile(**{**plain, **nested})
+def _replica_from_plain(plain: dict[str, Any]) -> ReplicaSpec:
+    profile: dict[str, Any] = plain["profile"]
+    profile["step"] = StepModel(**profile["step"])
+    profile["client"] = ClientOverhead(**profile["client"])
+    plain["profile"] = Profile(**profile)
+    return ReplicaSpec(**plain)
 
 
 def _trace_to_plain(trace: Trace) -> dict[str, Any]:

@@ -22,8 +22,8 @@ LARGEST_TREE = 400
 PRESSURE = 0.85
 """Each rank is chosen this much less often than the one before it."""
 
-_WEIGHTS = np.array([weight for weight, _, _ in OPERATORS])
-_WEIGHTS /= _WEIGHTS.sum()
+_TOTAL = sum(weight for weight, _, _ in OPERATORS)
+_ODDS = [weight / _TOTAL for weight, _, _ in OPERATORS]
 
 
 class GeneticProposer:
@@ -70,7 +70,7 @@ def _vary(
     others = [ast.parse(mate.source) for mate in mates]
     done: list[str] = []
     for _ in range(min(int(rng.geometric(0.6)), 3)):
-        _, what, operator = OPERATORS[rng.choice(len(OPERATORS), p=_WEIGHTS)]
+        _, what, operator = OPERATORS[rng.choice(len(OPERATORS), p=_ODDS)]
         if operator(tree, others, rng):
             done.append(what)
     if not done or sum(1 for _ in ast.walk(tree)) > LARGEST_TREE:

@@ -6,13 +6,14 @@ import signal
 import sys
 import time
 from contextlib import suppress
+from typing import Any
 
 import orjson
 
 from autopoiesis.synthesis.brief import Brief
 from autopoiesis.telemetry.records import CandidateRow, SynthesisRow
 
-COMPILE_S = 120.0
+COMPILE_S = 300.0
 """Time beyond its budget that a worker may take: starting, and on a new machine compiling."""
 _ONE_THREAD = dict.fromkeys(
     ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS"), "1"
@@ -67,12 +68,12 @@ def run_worker_now(brief: Brief, timeout_s: float | None = None) -> SynthesisRow
 
 def row_from_json(data: bytes) -> SynthesisRow:
     """Read a SynthesisRow; KeyError or TypeError if the JSON is another object."""
-    plain = orjson.loads(data)
+    plain: dict[str, Any] = orjson.loads(data)
+    candidates: list[dict[str, Any]] = plain["candidates"]
+    for candidate in candidates:
+        candidate["parents"] = tuple(candidate["parents"])
+    plain["candidates"] = tuple(CandidateRow(**candidate) for candidate in candidates)
     plain["promoted"] = tuple(plain["promoted"])
-    plain["candidates"] = tuple(
-        CandidateRow(**{**candidate, "parents": tuple(candidate["parents"])})
-        for candidate in plain["candidates"]
-    )
     return SynthesisRow(**plain)
 
 

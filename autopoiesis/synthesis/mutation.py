@@ -88,7 +88,7 @@ def _is_closed(node: ast.AST, function: str) -> bool:
 
 
 def _pick(found: Sequence[Site], rng: np.random.Generator) -> Site | None:
-    return found[rng.integers(len(found))] if found else None
+    return v.choose(found, rng) if found else None
 
 
 def _feature(node: ast.AST) -> str | None:
@@ -142,7 +142,7 @@ def replace_feature(tree: Tree, others: Sequence[Tree], rng: np.random.Generator
     rivals = [name for name in v.UNITS[v.UNIT_OF[old]] if name != old and name in usable]
     if not rivals:
         return False
-    site.put(v.expression(rivals[rng.integers(len(rivals))]))
+    site.put(v.expression(v.choose(rivals, rng)))
     return True
 
 
@@ -155,7 +155,7 @@ def insert_term(tree: Tree, others: Sequence[Tree], rng: np.random.Generator) ->
     scale = float(10.0 ** rng.uniform(-2.0, 3.0)) if rng.random() < 0.5 else 1.0
     term = v.random_term(site.function, rng, scale)
     if others and rng.random() < 0.3:
-        other = others[rng.integers(len(others))]
+        other = v.choose(others, rng)
         donor = _pick([s for s in _returned(other) if _is_closed(s.value, site.function)], rng)
         if donor is not None:
             weight = v.number(scale * float(rng.lognormal(0.0, 1.0)))
@@ -185,7 +185,7 @@ def wrap(tree: Tree, others: Sequence[Tree], rng: np.random.Generator) -> bool: 
     unit = v.UNIT_OF.get(_feature(site.value) or "", "requests")
     bound = v.number(v.USUAL[unit] * float(rng.lognormal(0.0, 0.8)))
     ratios = [name for name in v.UNITS["ratio"] if name in v.available(site.function)]
-    ratio = v.expression(ratios[0] if rng.random() < 0.8 else ratios[rng.integers(len(ratios))])
+    ratio = v.expression(ratios[0] if rng.random() < 0.8 else v.choose(ratios, rng))
     old = site.value
     made: list[ast.expr] = [
         ast.BinOp(old, ast.Div(), ratio),
@@ -198,7 +198,7 @@ def wrap(tree: Tree, others: Sequence[Tree], rng: np.random.Generator) -> bool: 
         _call("sqrt", old),
         ast.BinOp(old, ast.Mult(), copy.deepcopy(old)),
     ]
-    site.put(made[rng.integers(len(made))])
+    site.put(v.choose(made, rng))
     return True
 
 
@@ -213,7 +213,7 @@ def swap_subtree(tree: Tree, others: Sequence[Tree], rng: np.random.Generator) -
     site = _pick(sites(tree), rng)
     if site is None:
         return False
-    other = others[rng.integers(len(others))]
+    other = v.choose(others, rng)
     fitting = [s for s in sites(other) if _is_closed(s.value, site.function)]
     same = [s for s in fitting if s.function == site.function]
     donor = _pick(same or fitting, rng)
@@ -227,7 +227,7 @@ def graft_function(tree: Tree, others: Sequence[Tree], rng: np.random.Generator)
     """Take over a whole function of another policy."""
     if not others:
         return False
-    theirs = functions(others[rng.integers(len(others))])
+    theirs = functions(v.choose(others, rng))
     mine = functions(tree)
     names = [
         name
@@ -236,7 +236,7 @@ def graft_function(tree: Tree, others: Sequence[Tree], rng: np.random.Generator)
     ]
     if not names:
         return False
-    _install(tree, copy.deepcopy(theirs[names[rng.integers(len(names))]]))
+    _install(tree, copy.deepcopy(theirs[v.choose(names, rng)]))
     return True
 
 
@@ -248,7 +248,7 @@ def add_guard(tree: Tree, others: Sequence[Tree], rng: np.random.Generator) -> b
     features = [
         name for name in v.available(site.function) if v.UNIT_OF[name] not in {"index", "flag"}
     ]
-    feature = features[rng.integers(len(features))]
+    feature = v.choose(features, rng)
     limit = v.number(v.USUAL[v.UNIT_OF[feature]] * float(rng.lognormal(0.0, 0.8)))
     donors = [s for o in others for s in _returned(o) if s.function == site.function]
     donor = _pick([s for s in donors if _is_closed(s.value, site.function)], rng)
@@ -276,7 +276,7 @@ def simplify(tree: Tree, others: Sequence[Tree], rng: np.random.Generator) -> bo
     optional = [name for name in functions(tree) if name != "score"]
     branches = [s for s in sites(tree) if isinstance(s.value, ast.IfExp)]
     if optional and (not branches or rng.random() < 0.5):
-        gone = functions(tree)[optional[rng.integers(len(optional))]]
+        gone = functions(tree)[v.choose(optional, rng)]
         tree.body.remove(gone)
         return True
     site = _pick(branches, rng)

@@ -5,11 +5,15 @@ about 1 makes a term matter beside another.
 """
 
 import ast
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 
 from autopoiesis.arms.features import FUNCTIONS, INPUTS
+
+T = TypeVar("T")
 
 UNITS: dict[str, tuple[str, ...]] = {
     "tokens": (
@@ -131,6 +135,11 @@ REQUEST_TERMS: tuple[Term, ...] = (
 """What may be said of a request and of the fleet alone."""
 
 
+def choose(items: Sequence[T], rng: np.random.Generator) -> T:
+    """Return one of the items, all equally likely."""
+    return items[int(rng.integers(len(items)))]
+
+
 def parameters(function: str) -> tuple[str, ...]:
     """Return the parameter names of one of a policy's functions."""
     return FUNCTIONS[function]
@@ -166,7 +175,7 @@ def random_term(function: str, rng: np.random.Generator, scale: float = 1.0) -> 
         else REQUEST_TERMS
     )
     sign = scale if rng.random() < 0.9 else -scale
-    return weighted(terms[rng.integers(len(terms))], sign * float(rng.lognormal(0.0, 1.0)))
+    return weighted(choose(terms, rng), sign * float(rng.lognormal(0.0, 1.0)))
 
 
 def random_sum(function: str, rng: np.random.Generator) -> ast.expr:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import psutil
 import pytest
@@ -93,7 +94,7 @@ def test_it_dies_with_its_parent():
         "from synthesis_scenes import uneven_brief; from autopoiesis.synthesis.launch import run_worker_now; "
         "run_worker_now(replace(uneven_brief(), max_candidates=10**6))"
     )
-    parent = subprocess.Popen([sys.executable, "-c", script, os.path.dirname(__file__)])
+    parent = subprocess.Popen([sys.executable, "-c", script, str(Path(__file__).parent)])
     try:
         end = time.monotonic() + 60.0
         while not (found := [w for w in workers_of(parent.pid) if w.nice() == 19]):
