@@ -279,7 +279,7 @@ def _release_held(w: World, g: int, now_s: float) -> None:
 def rehold(w: World, requests: NDArray[np.int64]) -> None:
     """Hand these requests, in order of arrival, to the groups of their shards, and place what can be."""
     for i in requests:
-        _hold(w, w.groups.of_shard[w.traffic.shard[i]], i)
+        _hold(w, int(w.groups.of_shard[w.traffic.shard[i]]), i)
     for g in range(len(w.groups.share)):
         _release_held(w, g, w.clock_s[NOW])
 
@@ -287,7 +287,7 @@ def rehold(w: World, requests: NDArray[np.int64]) -> None:
 @numba.njit(cache=True)
 def _take_arrival(w: World, i: int, now_s: float) -> None:
     arrive(w.fleet, float(w.traffic.input_tokens[i]), now_s)
-    g = w.groups.of_shard[w.traffic.shard[i]]
+    g = int(w.groups.of_shard[w.traffic.shard[i]])
     program, group = _program(w.groups, g), _group(w.groups, g)
     _describe_request(w, program, i, now_s)
     describe_fleet(program.registers, w.fleet, group, now_s, draw(w.random))
@@ -310,14 +310,20 @@ def _end_steps(w: World, r: int, now_s: float) -> None:
             moved = True
             ledger.first_token_s[i] = now_s
             first_token(
-                w.fleet, r, ledger.charge[i, 0], ledger.charge[i, 1], now_s - ledger.dispatched_s[i]
+                w.fleet,
+                r,
+                ledger.charge[i, 0],
+                ledger.charge[i, 1],
+                float(now_s - ledger.dispatched_s[i]),
             )
         if bits & LAST_OUT:
             moved = True
             ledger.finished_s[i] = now_s
             ledger.status[i] = COMPLETED
             tokens = w.traffic.output_tokens[i]
-            tpot_s = (now_s - ledger.first_token_s[i]) / (tokens - 1) if tokens > 1 else 0.0
+            tpot_s = (
+                float(now_s - ledger.first_token_s[i]) / float(tokens - 1) if tokens > 1 else 0.0
+            )
             finish(
                 w.fleet,
                 r,
@@ -384,7 +390,9 @@ def run(w: World, until_s: float) -> None:
     while True:
         r = _next_step(e.clock)
         step_s = e.clock[r, END]
-        arrival_s = t.arrival_s[cursor[ARRIVED]] if cursor[ARRIVED] < len(t.arrival_s) else np.inf
+        arrival_s = (
+            float(t.arrival_s[cursor[ARRIVED]]) if cursor[ARRIVED] < len(t.arrival_s) else np.inf
+        )
         next_s = min(step_s, arrival_s)
         scrape_s = cursor[SCRAPED] * clock[INTERVAL]
         if next_s == np.inf and until_s == np.inf and not _holds(w):

@@ -109,6 +109,11 @@ class Simulation:
         """Return the simulated time."""
         return float(self._world.clock_s[events.NOW])
 
+    @property
+    def preemptions(self) -> int:
+        """Return how often a replica took a running request's blocks away, all replicas together."""
+        return int(self._world.engines.counts[:, scheduler.PREEMPTIONS].sum())
+
     def allocate(self, cells: Sequence[SimCell]) -> None:
         """Route by these cells from now on; cells of equal programs route as one group.
 
