@@ -98,7 +98,7 @@ def power(a: float, b: float) -> float:
     if a < 0.0 and b != np.floor(b):
         return 0.0
     magnitude = b * math.log(abs(a))
-    if magnitude > 709.0:
+    if magnitude > 709.78:
         return -LARGEST if a < 0.0 and b % 2.0 == 1.0 else LARGEST
     return 0.0 if magnitude < -745.0 else _finite(a**b)
 
@@ -112,7 +112,7 @@ def root(a: float) -> float:
 @numba.njit(cache=True)
 def exponential(a: float) -> float:
     """Total exponential: saturates."""
-    return LARGEST if a > 709.0 else (0.0 if a < -745.0 else math.exp(a))
+    return LARGEST if a > 709.78 else (0.0 if a < -745.0 else math.exp(a))
 
 
 @numba.njit(cache=True)
