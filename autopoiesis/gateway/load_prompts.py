@@ -3,6 +3,7 @@
 import hashlib
 
 import numpy as np
+import orjson
 
 from autopoiesis.replicas.probe import Server
 from autopoiesis.twin.trace import Trace
@@ -55,8 +56,8 @@ def request_body(trace: Trace, i: int, prompt: bytes, server: Server) -> bytes:
     else:
         length = b'"max_tokens":%d,"ignore_eos":true' % output
     priority = int(trace.priority[i])
-    return b'{"model":"%b","messages":[{"role":"user","content":"%b"}],"stream":true,%b%b%b}' % (
-        server.models[0].encode(),
+    return b'{"model":%b,"messages":[{"role":"user","content":"%b"}],"stream":true,%b%b%b}' % (
+        orjson.dumps(server.models[0]),
         prompt,
         b'"stream_options":{"include_usage":true},',
         b'"priority":%d,' % priority if priority else b"",

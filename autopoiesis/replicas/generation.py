@@ -12,6 +12,7 @@ from autopoiesis.arms.prefix import CHARS_PER_TOKEN, block_hashes
 LEGACY_MAX_TOKENS = 16
 """What `/v1/completions` generates at most where the client gives no limit."""
 MOST_CHOICES = 128
+MOST_PROMPTS = 1024
 LARGEST_NUMBER = 2**31 - 1
 
 Json = dict[str, Any]
@@ -23,6 +24,7 @@ class ApiError(Exception):
     def __init__(
         self, status: int, message: str, param: str | None = None, kind: str = "BadRequestError"
     ) -> None:
+        message = message.encode("utf-8", "replace").decode()
         super().__init__(message)
         self.status = status
         self.body = orjson.dumps(
@@ -150,6 +152,8 @@ def _prompts(fields: Json) -> tuple[Prompt, ...]:
     items = cast("list[Any]", value) if isinstance(value, list) else []
     if not items:
         _refuse("prompt", "must be a text, a list of token ids, or a list of these")
+    if len(items) > MOST_PROMPTS and type(items[0]) is not int:
+        _refuse("prompt", f"must be at most {MOST_PROMPTS} prompts at once")
     if type(items[0]) is int:
         return (_token_prompt(items),)
     return tuple(prompt_of(p) if isinstance(p, str) else _token_prompt(p) for p in items)

@@ -10,7 +10,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from autopoiesis.twin.trace_formats import HASHED_IDS, TraceError, read_columns
+from autopoiesis.twin.trace_columns import TraceError
+from autopoiesis.twin.trace_formats import read_columns
+from autopoiesis.twin.trace_parquet import HASHED_IDS
 
 __all__ = ["Trace", "TraceError", "TraceSummary", "read_trace", "splice", "write_trace"]
 

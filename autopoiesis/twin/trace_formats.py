@@ -1,46 +1,28 @@
-"""Readers of the trace formats in use: each file becomes the same columns, or a named error."""
+"""Reads the trace formats in use: every file becomes the same columns or one error."""
 
 import csv
-import hashlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, NoReturn, cast
+from typing import Any, cast
 
 import numpy as np
 import orjson
-import pyarrow as pa
-import pyarrow.parquet as pq
-from numpy.typing import NDArray
 
-from autopoiesis.arms.prefix import BLOCK_TOKENS
-
-Ints = NDArray[np.int64]
-Floats = NDArray[np.float64]
+from autopoiesis.twin.trace_columns import (
+    Columns,
+    TraceError,
+    checked,
+    hashed,
+    hashed_names,
+    in_order,
+    refuse,
+    spread_ticks,
+    without_blocks,
+)
+from autopoiesis.twin.trace_parquet import read_parquet
 
 MOONCAKE_BLOCK_TOKENS = 512
-HASHED_IDS = b"hashed_ids"
-"""Key in a Parquet file's metadata: session and block ids are hashes already."""
-
-
-class TraceError(ValueError):
-    """A trace that cannot be read: names the file, the row and the field."""
-
-
-@dataclass(frozen=True, slots=True)
-class Columns:
-    """What a file says, checked; `None` where it says nothing. Blocks are in CSR form."""
-
-    arrival_s: Floats
-    input_tokens: Ints
-    output_tokens: Ints
-    max_output_tokens: Ints | None
-    session: Ints
-    priority: Floats
-    block_start: Ints
-    blocks: Ints
-    block_tokens: int
 
 
 def read_columns(path: Path) -> Columns:
@@ -55,98 +37,10 @@ def read_columns(path: Path) -> Columns:
     if not head.strip():
         raise TraceError(f"{path}: the file is empty; a trace has at least one request")
     if head.startswith(b"PAR1"):
-        return _read_parquet(path)
+        return read_parquet(path)
     if head.lstrip().startswith(b"{"):
         return _read_mooncake(path)
     return _read_csv(path)
-
-
-# --- checks -----------------------------------------------------------------------------------
-
-
-def _refuse(path: Path, row: str, field: str, problem: str) -> NoReturn:
-    raise TraceError(f"{path}, {row}: `{field}` {problem}")
-
-
-def _checked(
-    path: Path,
-    row: Callable[[int], str],
-    field: str,
-    values: Sequence[Any] | NDArray[Any],
-    least: float,
-) -> Floats:
-    """Return the values as finite floats of at least `least`."""
-    try:
-        numbers = np.asarray(values, np.float64)
-    except (TypeError, ValueError, OverflowError):
-        for i, value in enumerate(values):
-            try:
-                float(value)
-            except (TypeError, ValueError, OverflowError):
-                _refuse(path, row(i), field, f"is {value!r}; it must be a number")
-        raise
-    wrong = np.flatnonzero(~(np.isfinite(numbers) & (numbers >= least) & (numbers <= 2**53)))
-    if len(wrong):
-        i = int(wrong[0])
-        _refuse(path, row(i), field, f"is {numbers[i]:g}; it must be finite and at least {least:g}")
-    return numbers
-
-
-def _in_order(path: Path, row: Callable[[int], str], field: str, times: Floats) -> Floats:
-    back = np.flatnonzero(np.diff(times) < 0)
-    if len(back):
-        i = int(back[0]) + 1
-        _refuse(path, row(i), field, "is earlier than in the row before; sort the file by time")
-    return times
-
-
-def _spread_ticks(times: Floats) -> Floats:
-    """Spread the requests of one tick evenly over the gap to the next, or before the last."""
-    ticks, count = np.unique(times, return_counts=True)
-    if len(ticks) < 2:
-        return times
-    gaps = np.append(np.diff(ticks), ticks[-1] - ticks[-2])
-    first = np.cumsum(count) - count
-    place = np.arange(len(times)) - np.repeat(first, count)
-    return np.repeat(ticks, count) + place * np.repeat(gaps / count, count)
-
-
-def _hashed(ids: Ints, salt: str) -> Ints:
-    """Hash ids to non-zero int64 (the finaliser of SplitMix64), differently for each salt."""
-    seed = int.from_bytes(hashlib.blake2b(salt.encode(), digest_size=8).digest(), "little")
-    with np.errstate(over="ignore"):
-        z = ids.astype(np.uint64) + np.uint64(seed)
-        z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        z = z ^ (z >> np.uint64(31))
-    return np.where(z == 0, np.uint64(1), z).view(np.int64)
-
-
-def _hashed_names(names: Iterable[str | None], salt: str) -> Ints:
-    """Hash session names to non-zero int64; no name is 0."""
-    known: dict[str | None, int] = {None: 0, "": 0}
-    for name in names:
-        if name not in known:
-            digest = hashlib.blake2b(f"{salt}\0{name}".encode(), digest_size=8).digest()
-            known[name] = int.from_bytes(digest, "little", signed=True) or 1
-    return np.fromiter((known[name] for name in names), np.int64)
-
-
-def _without_blocks(
-    arrival_s: Floats, input_tokens: Floats, output_tokens: Floats, session: Ints | None = None
-) -> Columns:
-    n = len(arrival_s)
-    return Columns(
-        arrival_s=arrival_s - arrival_s[0],
-        input_tokens=input_tokens.astype(np.int64),
-        output_tokens=np.maximum(output_tokens, 1.0).astype(np.int64),
-        max_output_tokens=None,
-        session=np.zeros(n, np.int64) if session is None else session,
-        priority=np.zeros(n),
-        block_start=np.zeros(n + 1, np.int64),
-        blocks=np.zeros(0, np.int64),
-        block_tokens=BLOCK_TOKENS,
-    )
 
 
 # --- Mooncake JSONL ---------------------------------------------------------------------------
@@ -177,11 +71,11 @@ def _read_mooncake(path: Path) -> Columns:
         for field, values in columns.items():
             value = record.get(field)
             if isinstance(value, bool) or not isinstance(value, int | float):
-                _refuse(path, f"line {number}", field, f"is {value!r}; it must be a number")
+                refuse(path, f"line {number}", field, f"is {value!r}; it must be a number")
             values.append(value)
         hashes = record.get("hash_ids") or []
         if type(hashes) is not list or any(type(h) is not int for h in cast("list[Any]", hashes)):
-            _refuse(path, f"line {number}", "hash_ids", "must be a list of whole numbers")
+            refuse(path, f"line {number}", "hash_ids", "must be a list of whole numbers")
         ids.extend(cast("list[int]", hashes))
         start.append(len(ids))
     if not lines:
@@ -190,12 +84,12 @@ def _read_mooncake(path: Path) -> Columns:
     def row(i: int) -> str:
         return f"line {lines[i]}"
 
-    timestamp = _checked(path, row, "timestamp", columns["timestamp"], 0)
-    arrival_s = _spread_ticks(_in_order(path, row, "timestamp", timestamp) / 1000.0)
-    plain = _without_blocks(
+    timestamp = checked(path, row, "timestamp", columns["timestamp"], 0)
+    arrival_s = spread_ticks(in_order(path, row, "timestamp", timestamp) / 1000.0)
+    plain = without_blocks(
         arrival_s,
-        _checked(path, row, "input_length", columns["input_length"], 1),
-        _checked(path, row, "output_length", columns["output_length"], 0),
+        checked(path, row, "input_length", columns["input_length"], 1),
+        checked(path, row, "output_length", columns["output_length"], 0),
     )
     try:
         raw = np.array(ids, np.int64)
@@ -209,7 +103,7 @@ def _read_mooncake(path: Path) -> Columns:
         session=plain.session,
         priority=plain.priority,
         block_start=np.array(start, np.int64),
-        blocks=_hashed(raw, path.stem),
+        blocks=hashed(raw, path.stem),
         block_tokens=MOONCAKE_BLOCK_TOKENS,
     )
 
@@ -259,7 +153,7 @@ def _read_csv(path: Path) -> Columns:
                 try:
                     times.append(_seconds(record[at]))
                 except ValueError:
-                    _refuse(
+                    refuse(
                         path, f"line {number}", layout[0], f"is {record[at]!r}; it must be a time"
                     )
                 lines.append(number)
@@ -277,99 +171,10 @@ def _read_csv(path: Path) -> Columns:
     def row(i: int) -> str:
         return f"line {lines[i]}"
 
-    arrival_s = _in_order(path, row, layout[0], _checked(path, row, layout[0], times, 0))
-    return _without_blocks(
+    arrival_s = in_order(path, row, layout[0], checked(path, row, layout[0], times, 0))
+    return without_blocks(
         arrival_s,
-        _checked(path, row, layout[1], lengths[0], 1),
-        _checked(path, row, layout[2], lengths[1], 0),
-        _hashed_names(sessions, path.stem) if sessions else None,
+        checked(path, row, layout[1], lengths[0], 1),
+        checked(path, row, layout[2], lengths[1], 0),
+        hashed_names(sessions, path.stem) if sessions else None,
     )
-
-
-# --- Parquet ----------------------------------------------------------------------------------
-
-
-def _read_parquet(path: Path) -> Columns:
-    """The shared schema; `max_output_tokens` and `priority` are optional columns."""
-    try:
-        table = pq.read_table(path)
-    except (pa.ArrowException, OSError) as error:
-        raise TraceError(f"{path}: broken Parquet file ({str(error).splitlines()[0]})") from error
-    for field in ("arrival_s", "input_tokens", "output_tokens"):
-        if field not in table.column_names:
-            raise TraceError(
-                f"{path}: has no column `{field}`; its columns are {', '.join(table.column_names)}"
-            )
-    if table.num_rows == 0:
-        raise TraceError(f"{path}: has no rows; a trace has at least one request")
-    metadata = cast("dict[bytes, bytes]", table.schema.metadata or {})
-
-    def row(i: int) -> str:
-        return f"row {i + 1}"
-
-    def numbers(field: str, least: float) -> Floats:
-        column = table.column(field)
-        if column.null_count:
-            at = column.is_null().to_pylist().index(True)
-            _refuse(path, row(at), field, "is null; it must be a number")
-        return _checked(path, row, field, column.to_numpy(), least)
-
-    arrival_s = _in_order(path, row, "arrival_s", numbers("arrival_s", 0))
-    if b"mooncake" in metadata.get(b"source", b"").lower():
-        arrival_s = _spread_ticks(arrival_s)
-    hashed = HASHED_IDS in metadata
-    start, blocks = _parquet_blocks(path, table, None if hashed else path.stem)
-    limits = priority = None
-    if "max_output_tokens" in table.column_names:
-        limits = numbers("max_output_tokens", 1).astype(np.int64)
-    if "priority" in table.column_names:
-        priority = numbers("priority", -(2.0**31))
-    try:
-        block_tokens = int(metadata.get(b"block_size_tokens") or b"0")
-    except ValueError:
-        raise TraceError(
-            f"{path}: `block_size_tokens` in its metadata must be a whole number"
-        ) from None
-    if len(blocks) and block_tokens < 1:
-        raise TraceError(f"{path}: has block_hashes but no `block_size_tokens` in its metadata")
-    return Columns(
-        arrival_s=arrival_s,
-        input_tokens=numbers("input_tokens", 1).astype(np.int64),
-        output_tokens=np.maximum(numbers("output_tokens", 0), 1.0).astype(np.int64),
-        max_output_tokens=limits,
-        session=_parquet_sessions(path, table, None if hashed else path.stem),
-        priority=np.zeros(len(arrival_s)) if priority is None else priority,
-        block_start=start,
-        blocks=blocks,
-        block_tokens=block_tokens or BLOCK_TOKENS,
-    )
-
-
-def _parquet_blocks(path: Path, table: Any, salt: str | None) -> tuple[Ints, Ints]:
-    nothing = np.zeros(table.num_rows + 1, np.int64), np.zeros(0, np.int64)
-    if "block_hashes" not in table.column_names:
-        return nothing
-    column = table.column("block_hashes").combine_chunks()
-    if column.null_count == len(column):
-        return nothing
-    if not pa.types.is_list(column.type) or not pa.types.is_integer(column.type.value_type):
-        raise TraceError(f"{path}: `block_hashes` must be a column of lists of whole numbers")
-    counts = column.value_lengths().fill_null(0).to_numpy()
-    ids = column.flatten()
-    if ids.null_count:
-        raise TraceError(f"{path}: `block_hashes` holds a null")
-    raw = ids.to_numpy().astype(np.int64)
-    start = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
-    return start, raw if salt is None else _hashed(raw, salt)
-
-
-def _parquet_sessions(path: Path, table: Any, salt: str | None) -> Ints:
-    if "session_id" not in table.column_names:
-        return np.zeros(table.num_rows, np.int64)
-    names = cast("list[str | None]", table.column("session_id").cast(pa.string()).to_pylist())
-    if salt is not None:
-        return _hashed_names(names, salt)
-    try:
-        return np.fromiter((int(name) if name else 0 for name in names), np.int64)
-    except (ValueError, OverflowError):
-        raise TraceError(f"{path}: `session_id` must hold hashes (64-bit numbers)") from None

@@ -231,6 +231,11 @@ async def test_other_refusals(replica: Any, session: aiohttp.ClientSession) -> N
     )
     assert (await post("/v1/completions", b'{"prompt":[1,-2]}'))[0] == 400
     assert (await post("/v1/completions", b'{"prompt":[1,"x"]}'))[0] == 400
+    many = b'{"prompt":[%b]}' % b",".join([b'"x"'] * 1025)
+    assert await post("/v1/completions", many) == (
+        400,
+        "`prompt` must be at most 1024 prompts at once.",
+    )
     status, message = await post("/v1/completions", b'{"prompt":"%b"}' % (b"word" * 500_000))
     assert status == 400
     assert "maximum context length" in message
@@ -248,6 +253,18 @@ def test_the_openai_package_understands_refusals(client: openai.OpenAI) -> None:
     with pytest.raises(openai.BadRequestError, match="`max_tokens` must be a whole number"):
         client.chat.completions.create(model="simulated", messages=HELLO, max_tokens=-1)
     assert [m.id for m in client.models.list()] == ["simulated"]
+
+
+@pytest.mark.parametrize(
+    ("given", "kept"), [("abc-1", True), ("x" * 129, False), ("caf\u00e9", False), ("", False)]
+)
+async def test_a_sane_request_id_becomes_the_answers_id(
+    replica: Any, session: aiohttp.ClientSession, given: str, kept: bool
+) -> None:
+    body = {"prompt": "x", "max_tokens": 1}
+    url, headers = f"{replica.url}/v1/completions", {"X-Request-Id": given}
+    async with session.post(url, json=body, headers=headers) as answer:
+        assert ((await answer.json())["id"] == f"cmpl-{given}") is kept
 
 
 async def test_the_small_endpoints(replica: Any, session: aiohttp.ClientSession) -> None:
