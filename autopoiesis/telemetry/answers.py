@@ -152,7 +152,7 @@ def _short(value: JSONValue) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, float):
-        return f"{value:.6g}"
+        return f"{value:.6g}" if abs(value) < 1e6 else f"{value:.3f}"
     if isinstance(value, list):
         return ", ".join(_short(item) for item in value)
     if isinstance(value, dict):

@@ -1,7 +1,7 @@
 """The one connection that owns the telemetry file: transactions, and readers beside them."""
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -92,7 +92,7 @@ class Owner:
                 ) from error
 
     @contextmanager
-    def reader(self) -> Iterator[Connection]:
+    def reader(self) -> Generator[Connection]:
         """Lend a connection of the reader's own; it is closed afterwards."""
         with self._reading:
             if self._connection is None:

@@ -9,7 +9,7 @@ a locked configuration (`telemetry.database`); a timer; caps on rows and on the 
 import re
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -160,7 +160,7 @@ def _refuse_acting_functions(connection: Connection, select: str) -> None:
 @contextmanager
 def _time_limit(
     connection: Connection, timeout_s: float, expired: threading.Event
-) -> Iterator[None]:
+) -> Generator[None]:
     def stop() -> None:
         expired.set()
         connection.interrupt()
@@ -176,7 +176,7 @@ def _time_limit(
 
 
 @contextmanager
-def _read_only(connection: Connection) -> Iterator[None]:
+def _read_only(connection: Connection) -> Generator[None]:
     connection.execute("begin transaction read only")
     try:
         yield

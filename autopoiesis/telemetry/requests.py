@@ -26,7 +26,7 @@ _TRUTH = {"stream", "usage_counted"}
 _REAL = {"arrived_s", "priority_class", "held_s", "decision_s", "ttft_s", "tpot_s", "e2e_s"}
 
 
-def request_batch(requests: Sequence[RequestRecord]) -> pa.Table | None:
+def request_batch(requests: Sequence[RequestRecord]) -> Any:
     """Return the records as an Arrow table, None if there are none.
 
     Raises:
@@ -43,7 +43,7 @@ def request_batch(requests: Sequence[RequestRecord]) -> pa.Table | None:
     return pa.table(arrays, names=[*COLUMNS, "tpot_s"])
 
 
-def _array(name: str, column: Sequence[Any]) -> pa.Array:
+def _array(name: str, column: Sequence[Any]) -> Any:
     if name == "blocks":
         ends = pa.array(accumulate(map(len, column), initial=0), pa.int32())
         return pa.ListArray.from_arrays(ends, pa.array(chain.from_iterable(column), pa.int64()))
@@ -54,7 +54,7 @@ def _array(name: str, column: Sequence[Any]) -> pa.Array:
     return pa.array(column, pa.float64() if name in _REAL else pa.int64())
 
 
-def insert_requests(c: Connection, batch: pa.Table | None) -> None:
+def insert_requests(c: Connection, batch: Any) -> None:
     """Insert a batch that `request_batch` made."""
     if batch is None:
         return
@@ -67,9 +67,10 @@ def insert_requests(c: Connection, batch: pa.Table | None) -> None:
 
 def requests_of(rows: Sequence[tuple[Any, ...]]) -> list[RequestRecord]:
     """Return the records of the rows that `SELECT_REQUESTS` gives."""
-    return [
-        RequestRecord(
-            *row[:STATUS], Status(row[STATUS]), *row[STATUS + 1 : BLOCKS], tuple(row[BLOCKS])
-        )
-        for row in rows
-    ]
+    return [_record(list(row)) for row in rows]
+
+
+def _record(values: list[Any]) -> RequestRecord:
+    values[STATUS] = Status(values[STATUS])
+    values[BLOCKS] = tuple(values[BLOCKS])
+    return RequestRecord(*values)
