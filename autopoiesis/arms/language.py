@@ -111,16 +111,24 @@ def verify(source: str | bytes) -> Policy:
 
     Verifying canonical source returns it unchanged. Raises PolicyError, whatever the input.
     """
-    functions = _functions(plain_text(source))
-    canonical = _join(functions)
     try:
-        stable = _join(_functions(plain_text(canonical))) == canonical
-    except PolicyError as error:
-        raise PolicyError(f"written out in canonical form it is too large: {error}") from None
+        functions = _functions(plain_text(source))
+        canonical = _join(functions)
+        stable = _is_stable(canonical)
+    except (RecursionError, MemoryError):
+        raise PolicyError("it is nested too deeply to read; use local names") from None
     if not stable:
         raise PolicyError("its canonical form is not stable; write simpler expressions")
     digest = hashlib.sha256(canonical.encode("ascii")).hexdigest()
     return Policy(canonical, digest[:12], frozenset(functions))
+
+
+def _is_stable(canonical: str) -> bool:
+    """Tell whether canonical source verifies to itself."""
+    try:
+        return _join(_functions(plain_text(canonical))) == canonical
+    except PolicyError as error:
+        raise PolicyError(f"written out in canonical form it is too large: {error}") from None
 
 
 def _join(functions: dict[str, str]) -> str:
@@ -143,10 +151,6 @@ def _functions(text: str) -> dict[str, str]:
     except SyntaxError as error:
         line = error.lineno or 1
         raise PolicyError(f"line {line}: not valid Python: {error.msg}; correct it") from None
-    except (RecursionError, MemoryError, ValueError) as error:
-        if isinstance(error, PolicyError):
-            raise
-        raise PolicyError("it is too deeply nested to read; use local names") from None
     if "score" not in functions:
         raise PolicyError("line 1: `score` is missing; add def score(request, replica, fleet)")
     return functions
