@@ -389,7 +389,7 @@ def _admit(e: Engines, r: int, left: int) -> int:
     need = _private_blocks(e, slot, cached + take)
     if need + idle * e.kv.sizes[2] > free_blocks(e.kv, r):
         row[SHARED] = 0
-        return TIED if idle > 0 and take < total - cached else BLOCKED
+        return TIED if idle > 0 and total > left else BLOCKED
     use_cached(e.kv, r, _hashes(e, slot, 0, count))
     _remove(e, r, WAITING_HEAD, slot)
     counts[WAITING] -= 1
