@@ -63,7 +63,8 @@ def prefix_index(replicas: int, slots: int) -> PrefixIndex:
 
 @numba.njit(cache=True)
 def _bucket_of(index: PrefixIndex, block: int) -> int:
-    mixed = (block ^ (block >> 29)) * 0x5851F42D4C957F2D
+    # Folded to 31 bits first, so that the product fits 63 and means the same without compilation.
+    mixed = ((block ^ (block >> 31)) & 0x7FFFFFFF) * 0x9E3779B1
     return (mixed ^ (mixed >> 32)) & (index.bucket.shape[1] - 1)
 
 
