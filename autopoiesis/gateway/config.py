@@ -26,7 +26,7 @@ PICKER, REPLICAS = "picker", "replicas"
 """Names of Envoy's clusters."""
 REPLICA_NAMESPACE = "replica"
 """Endpoint metadata that carries the replica's name."""
-EXT_PROC, READ_JSON, READ_STREAM = "endpoint_picker", "usage_of_answer", "usage_of_stream"
+EXT_PROC, READ_JSON, READ_STREAM, BODY_LIMIT = "endpoint_picker", "usage_of_answer", "usage_of_stream", "body_limit"
 """Names of Envoy's filters."""
 
 USAGE_PATHS = {
@@ -81,6 +81,10 @@ def _type(name: str) -> str:
     return f"type.googleapis.com/envoy.{name}"
 
 
+_OFF: Config = {"@type": _type("config.route.v3.FilterConfig"), "disabled": True}
+"""Switches a filter off for a route."""
+
+
 def _seconds(duration_s: float) -> str:
     return f"{duration_s:.3f}s"
 
@@ -121,7 +125,7 @@ def _listener(settings: DataPlaneSettings) -> Config:
     return {
         "name": "gateway",
         "address": {"socket_address": {"address": settings.host, "port_value": settings.port}},
-        "per_connection_buffer_limit_bytes": settings.max_body_bytes,
+        "per_connection_buffer_limit_bytes": 2 * settings.max_body_bytes,
         "filter_chains": [{"filters": [manager]}],
     }
 
@@ -181,7 +185,7 @@ def _routes(settings: DataPlaneSettings) -> Config:
             {
                 "name": "gateway",
                 "domains": ["*"],
-                "routes": [*counted, other, *passed],
+                "routes": [_too_large(settings), *counted, other, *passed],
                 "retry_policy": _retries(settings),
                 "response_headers_to_add": [
                     _header(ARM_HEADER, f"%DYNAMIC_METADATA({DECISION_NAMESPACE}:arm)%"),
@@ -192,17 +196,26 @@ def _routes(settings: DataPlaneSettings) -> Config:
     }
 
 
+def _too_large(settings: DataPlaneSettings) -> Config:
+    """Refuse by its length a body that is not worth receiving."""
+    length = {"start": settings.max_body_bytes + 1, "end": 1 << 62}
+    return {
+        "match": {"prefix": "/", "headers": [{"name": "content-length", "range_match": length}]},
+        "direct_response": {"status": int(HTTPStatus.REQUEST_ENTITY_TOO_LARGE)},
+        "typed_per_filter_config": dict.fromkeys((EXT_PROC, BODY_LIMIT), _OFF),
+    }
+
+
 def _method(name: str) -> Config:
     return {"headers": [{"name": ":method", "string_match": {"exact": name}}]}
 
 
 def _route(match: Config, name: str = "", without: tuple[str, ...] = ()) -> Config:
-    off = {"@type": _type("config.route.v3.FilterConfig"), "disabled": True}
     return {
         "name": name,
         "match": match,
         "route": {"cluster": REPLICAS, "timeout": "0s"},
-        "typed_per_filter_config": dict.fromkeys(without, off),
+        "typed_per_filter_config": dict.fromkeys(without, _OFF),
     }
 
 
@@ -247,7 +260,7 @@ def _filters(settings: DataPlaneSettings) -> list[Config]:
             },
         ),
         # The headers wait here for the body, and with it for the picker's answer.
-        _typed("body_limit", "extensions.filters.http.buffer.v3.Buffer", max_request_bytes=settings.max_body_bytes),
+        _typed(BODY_LIMIT, "extensions.filters.http.buffer.v3.Buffer", max_request_bytes=settings.max_body_bytes),
         _typed(
             READ_JSON,
             "extensions.filters.http.json_to_metadata.v3.JsonToMetadata",

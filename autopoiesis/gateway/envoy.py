@@ -49,7 +49,7 @@ def arguments(config: Path, settings: DataPlaneSettings) -> list[str]:
         "--log-level",
         "warning",
         "--component-log-level",
-        "misc:error",
+        "misc:error,ext_proc:error",  # one line per request while the picker is away is no help
         "--drain-time-s",
         "5",
         "--drain-strategy",

@@ -12,6 +12,7 @@ from typing import Any
 from aiohttp import web
 
 NAME = sys.argv[2]
+ABOUT = {"id": "c", "created": 0, "model": "m"}
 
 
 async def chat(request: web.Request) -> web.StreamResponse:
@@ -29,8 +30,9 @@ async def chat(request: web.Request) -> web.StreamResponse:
     }
     if not body.get("stream"):
         await asyncio.sleep(how.get("first_s", 0.0))
-        choice = {"index": 0, "message": {"role": "assistant", "content": "word " * tokens}, "finish_reason": "length"}
-        answer = {"id": "c", "object": "chat.completion", "created": 0, "model": "m", "choices": [choice], "usage": usage}
+        message = {"role": "assistant", "content": "word " * tokens}
+        choices = [{"index": 0, "message": message, "finish_reason": "length"}]
+        answer = {**ABOUT, "object": "chat.completion", "choices": choices, "usage": usage}
         return web.json_response(answer, headers=headers)
     response = web.StreamResponse(headers={"content-type": "text/event-stream; charset=utf-8", **headers})
     await response.prepare(request)
@@ -40,24 +42,22 @@ async def chat(request: web.Request) -> web.StreamResponse:
             assert request.transport
             request.transport.close()
             return response
-        choice = {"index": 0, "delta": {"content": "word "}, "finish_reason": None}
-        await send(response, {"id": "c", "object": "chat.completion.chunk", "created": 0, "model": "m", "choices": [choice]})
+        await send(response, [{"index": 0, "delta": {"content": "word "}, "finish_reason": None}])
         await asyncio.sleep(how.get("each_s", 0.0))
     if how.get("usage", True):
-        await send(
-            response,
-            {"id": "c", "object": "chat.completion.chunk", "created": 0, "model": "m", "choices": [], "usage": usage},
-        )
+        await send(response, [], usage=usage)
     await response.write(b"data: [DONE]\n\n")
     return response
 
 
-async def send(response: web.StreamResponse, chunk: dict[str, Any]) -> None:
+async def send(response: web.StreamResponse, choices: list[Any], **more: Any) -> None:
+    chunk = {**ABOUT, "object": "chat.completion.chunk", "choices": choices, **more}
     await response.write(b"data: " + json.dumps(chunk).encode() + b"\n\n")
 
 
 async def models(_: web.Request) -> web.Response:
-    return web.json_response({"object": "list", "data": [{"id": "m", "object": "model"}]}, headers={"x-served-by": NAME})
+    listing = {"object": "list", "data": [{"id": "m", "object": "model"}]}
+    return web.json_response(listing, headers={"x-served-by": NAME})
 
 
 async def metrics(_: web.Request) -> web.Response:

