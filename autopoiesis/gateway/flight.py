@@ -5,6 +5,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from autopoiesis.telemetry.records import OpenRequest
+
 NO_BLOCKS: NDArray[np.int64] = np.empty(0, np.int64)
 
 
@@ -42,6 +44,21 @@ class Flight:
     answered: bool = False
     """Its first token was seen, or is taken to be out."""
     ttft_s: float | None = None
+
+    def as_open(self, replica: str) -> OpenRequest:
+        """Return what is known of it while it is under way; `replica` is where it was sent."""
+        return OpenRequest(
+            arrived_s=self.arrived_unix_s,
+            shard=self.shard,
+            input_tokens=round(self.input_tokens),
+            max_output_tokens=round(self.max_output_tokens),
+            session=self.session,
+            priority_class=self.priority_class,
+            replica=replica,
+            first_token_s=None if self.ttft_s is None else self.arrived_unix_s + self.ttft_s,
+            cached_tokens=self.cached_tokens,
+            blocks=tuple(self.blocks.tolist()),
+        )
 
     @property
     def cached_tokens(self) -> int:

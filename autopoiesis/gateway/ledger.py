@@ -34,6 +34,10 @@ class Ledger:
     def __len__(self) -> int:
         return len(self._flights)
 
+    def flights(self) -> list[Flight]:
+        """Return the requests in flight."""
+        return list(self._flights.values())
+
     def open(self, flight: Flight) -> None:
         """Await the end of a request that was sent."""
         self._flights[flight.key] = flight

@@ -18,7 +18,7 @@ import orjson
 
 from autopoiesis.arms.allocation import SHARDS, Allocation, Cell
 from autopoiesis.arms.objective import Objective
-from autopoiesis.telemetry.records import ReplicaSample, RequestRecord, Status
+from autopoiesis.telemetry.records import OpenRequest, ReplicaSample, RequestRecord, Status
 
 log = logging.getLogger(__name__)
 
@@ -90,6 +90,8 @@ class Batch:
     boot: str
     """Differs each time the picker starts; sequences begin anew with it."""
     requests: tuple[RequestRecord, ...]
+    open_requests: tuple[OpenRequest, ...]
+    """What is in flight or held now."""
     replicas: tuple[ReplicaSample, ...]
     faults: tuple[Fault, ...]
 
@@ -101,6 +103,7 @@ class Batch:
                 "sequence": self.sequence,
                 "boot": self.boot,
                 "requests": self.requests,
+                "open_requests": self.open_requests,
                 "replicas": self.replicas,
                 "faults": self.faults,
             }
@@ -114,6 +117,7 @@ class Batch:
                 sequence=int(message["sequence"]),
                 boot=str(message["boot"]),
                 requests=tuple(_request(row) for row in message["requests"]),
+                open_requests=tuple(_open_request(row) for row in message["open_requests"]),
                 replicas=tuple(ReplicaSample(**row) for row in message["replicas"]),
                 faults=tuple(Fault(**row) for row in message["faults"]),
             )
@@ -125,6 +129,11 @@ def _request(row: dict[str, Any]) -> RequestRecord:
     row["status"] = Status(row["status"])
     row["blocks"] = tuple(row["blocks"])
     return RequestRecord(**row)
+
+
+def _open_request(row: dict[str, Any]) -> OpenRequest:
+    row["blocks"] = tuple(row["blocks"])
+    return OpenRequest(**row)
 
 
 def decode_line(line: bytes) -> dict[str, Any]:
@@ -141,8 +150,12 @@ def decode_line(line: bytes) -> dict[str, Any]:
 class Outbox:
     """The picker's batches until they are acknowledged."""
 
-    def __init__(self, most_buffered: int = MOST_BUFFERED) -> None:
+    def __init__(
+        self, most_buffered: int = MOST_BUFFERED, open_requests: Callable[[], tuple[OpenRequest, ...]] = tuple
+    ) -> None:
+        """Keep at most `most_buffered` requests; `open_requests` tells what is in flight or held."""
         self.boot = secrets.token_hex(4)
+        self._open_requests = open_requests
         self._most_buffered = most_buffered
         self._requests: deque[RequestRecord] = deque()
         self._samples: dict[tuple[str, int], ReplicaSample] = {}
@@ -187,6 +200,7 @@ class Outbox:
             sequence=self._sequence,
             boot=self.boot,
             requests=tuple(self._requests.popleft() for _ in range(count)),
+            open_requests=self._open_requests(),
             replicas=tuple(self._samples.values()),
             faults=tuple(Fault(arm, n, message) for (arm, message), n in self._faults.items()),
         )

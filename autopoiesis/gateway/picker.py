@@ -36,8 +36,8 @@ from autopoiesis.gateway.settings import DataPlaneSettings, RunDir
 from autopoiesis.gateway.state import GatewayState
 from autopoiesis.gateway.warm import warm_up
 from autopoiesis.replicas.fleet import FleetError, Member, read_fleet
-from autopoiesis.replicas.scrape import Health, Scraper
-from autopoiesis.telemetry.records import ReplicaSample
+from autopoiesis.replicas.scrape import Health, Scrape, Scraper
+from autopoiesis.telemetry.records import OpenRequest, ReplicaSample
 
 log = logging.getLogger(__name__)
 
@@ -58,7 +58,7 @@ class Picker:
 
     def __init__(self, run_dir: RunDir) -> None:
         self.run_dir = run_dir
-        self.outbox = Outbox()
+        self.outbox = Outbox(open_requests=self.open_requests)
         arm = next(arm for arm in seed_arms() if arm.name == BASELINE)
         self._programs: dict[str, Program] = {arm.id: compile_policy(verify(arm.source))}
         self.state = GatewayState(
@@ -126,6 +126,11 @@ class Picker:
         scraper = Scraper({m.name: m.address for m in members}, self._scraped)
         self._scraping = asyncio.create_task(scraper.run(), name="scrape")
 
+    def open_requests(self) -> tuple[OpenRequest, ...]:
+        """Return what is in flight or held."""
+        waiting = (flight for arm_id in self.state.held.arms() for flight in self.state.held.of(arm_id))
+        return tuple(flight.as_open(self.state.name_of(flight.replica)) for flight in (*self.ledger.flights(), *waiting))
+
     def fault(self, arm_id: str, message: str) -> None:
         """Note something that went wrong."""
         log.warning("%s%s", f"Arm {arm_id}: " if arm_id else "", message)
@@ -165,10 +170,10 @@ class Picker:
         if self.state.set_healthy(name, not down):
             self.fault("", f"replica {name} is {'away: ' + health.error if down else 'back'}")
             self.service.release()
-        if scrape is None:
-            return
+        scrape = scrape or Scrape()
         running, waiting, kv_usage = scrape.running or 0.0, scrape.waiting or 0.0, scrape.kv_usage or 0.0
-        self.state.report(name, running, waiting, kv_usage)
+        if health.scrape:
+            self.state.report(name, running, waiting, kv_usage)
         if scrape.kv_blocks and scrape.block_size:
             self.state.set_kv_tokens(name, scrape.kv_blocks * scrape.block_size)
         self.outbox.add_sample(

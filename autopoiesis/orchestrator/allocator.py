@@ -13,6 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autopoiesis.arms.allocation import SHARDS, Allocation, Cell
+from autopoiesis.twin.latency import at_speed, step_s
+from autopoiesis.twin.simulation import ReplicaSpec
 
 Floats = NDArray[np.float64]
 
@@ -47,6 +49,29 @@ class Limits:
     def arms(self) -> frozenset[str]:
         """Return the arms that are limited at all."""
         return self.canaries | self.unconfirmed
+
+
+def members_of(replicas: Sequence[ReplicaSpec]) -> tuple[Member, ...]:
+    """Return the replicas with their capacity: steps of a typical mixed batch per second."""
+    return tuple(Member(r.name, 1.0 / _typical_step_s(r)) for r in replicas)
+
+
+def _typical_step_s(replica: ReplicaSpec) -> float:
+    decodes, context, prefill = 32, 32 * 1024, 256
+    sequences = decodes + 1
+    return float(
+        step_s(
+            at_speed(replica.profile.step, replica.speed),
+            decodes + prefill,
+            sequences,
+            sequences,
+            decodes,
+            context,
+            prefill,
+            prefill * prefill / 2.0,
+            0,
+        )
+    )
 
 
 def cells_of(replicas: int, cell_replicas: int) -> int:

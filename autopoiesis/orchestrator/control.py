@@ -6,7 +6,7 @@ from typing import Any
 import orjson
 from aiohttp import web
 
-from autopoiesis.telemetry.endpoint import sql_app
+from autopoiesis.telemetry.endpoint import sql_routes
 from autopoiesis.telemetry.store import Store
 
 Status = Callable[[], dict[str, Any]]
@@ -24,7 +24,7 @@ def control_app(store: Store, status: Status) -> web.Application:
 
     app.router.add_get("/health", health)
     app.router.add_get("/status", tell_status)
-    app.add_subapp("/telemetry", sql_app(store))
+    app.add_routes(sql_routes(store))
     return app
 
 

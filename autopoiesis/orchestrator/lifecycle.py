@@ -240,7 +240,10 @@ class Lifecycle:
     def restore(self, state: Mapping[str, Any]) -> None:
         """Take over what `to_dict` gave."""
         s = state["switchback"]
-        self.switchback = Switchback(**{**s, "order": tuple(s["order"])}) if s else None
+        self.switchback = None
+        if s is not None:
+            order = tuple(str(arm) for arm in s["order"])
+            self.switchback = Switchback(s["arm_id"], s["control_id"], s["first_window"], order)
         self._tests = {arm: HarmTest(**test) for arm, test in state["tests"].items()}
         self._confirmed = set(state["confirmed"])
         self._wanted = dict(state["wanted"])

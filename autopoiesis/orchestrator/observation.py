@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autopoiesis.arms.prefix import BLOCK_TOKENS
-from autopoiesis.telemetry.records import RequestRecord, Status
+from autopoiesis.telemetry.records import OpenRequest, RequestRecord, Status
 from autopoiesis.twin.outcome import Outcome
 from autopoiesis.twin.outcome import Status as Ending
 from autopoiesis.twin.simulation import ReplicaSpec
@@ -25,22 +25,6 @@ _CODES = {
     Status.SHED: Ending.SHED,
     Status.FAILED: Ending.FAILED,
 }
-
-
-class Unfinished(NamedTuple):
-    """A request that the gateway still has, as far as it is known."""
-
-    arrived_s: float
-    shard: int
-    input_tokens: int
-    max_output_tokens: int
-    session: int = 0
-    priority_class: float = 0.0
-    replica: str = ""
-    first_token_s: float = float("nan")
-    """When its first token came [Unix s], NaN if it did not yet."""
-    cached_tokens: int = 0
-    blocks: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -61,7 +45,7 @@ class Observation:
 
 def outcome_from_records(
     records: Sequence[RequestRecord],
-    unfinished: Sequence[Unfinished] = (),
+    unfinished: Sequence[OpenRequest] = (),
     replicas: Sequence[str] = (),
 ) -> Outcome:
     """Return the requests as columns, in order of arrival; those that are nobody's are left out."""
@@ -70,7 +54,7 @@ def outcome_from_records(
 
 def observed(
     records: Sequence[RequestRecord],
-    unfinished: Sequence[Unfinished] = (),
+    unfinished: Sequence[OpenRequest] = (),
     replicas: Sequence[str] = (),
 ) -> tuple[Trace, Outcome]:
     """Return live requests as a trace to replay and as what came of them, row by row.
@@ -83,7 +67,7 @@ def observed(
     lengths = [r.output_tokens for r in ended if r.status == Status.COMPLETED]
     usual = max(round(float(np.mean(lengths))), 1) if lengths else DEFAULT_OUTPUT_TOKENS
     rows = [_of_record(r, index, usual) for r in ended]
-    rows += [_of_unfinished(u, index, usual) for u in unfinished]
+    rows += [_of_open(u, index, usual) for u in unfinished]
     rows.sort(key=lambda row: row.arrived_s)
     sizes = np.array([len(row.blocks) for row in rows], np.int64)
     trace = Trace(
@@ -156,7 +140,7 @@ def _of_record(r: RequestRecord, index: dict[str, int], usual: int) -> _Row:
     )
 
 
-def _of_unfinished(u: Unfinished, index: dict[str, int], usual: int) -> _Row:
+def _of_open(u: OpenRequest, index: dict[str, int], usual: int) -> _Row:
     return _Row(
         arrived_s=u.arrived_s,
         input_tokens=max(u.input_tokens, 1),
@@ -169,7 +153,7 @@ def _of_unfinished(u: Unfinished, index: dict[str, int], usual: int) -> _Row:
         shard=u.shard,
         replica=index.get(u.replica, -1),
         dispatched_s=u.arrived_s if u.replica else float("nan"),
-        first_token_s=u.first_token_s,
+        first_token_s=float("nan") if u.first_token_s is None else u.first_token_s,
         finished_s=float("nan"),
         status=Ending.PENDING,
         cached_tokens=u.cached_tokens,

@@ -10,7 +10,7 @@ import os
 import shutil
 import socket
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -173,7 +173,7 @@ class Supervisor:
 
 
 @contextmanager
-def data_directory(settings: Settings) -> Iterator[None]:
+def data_directory(settings: Settings) -> Generator[None]:
     """Hold the data directory for one instance; raise `CannotStartError` if it cannot be had."""
     directory = settings.data_dir
     try:

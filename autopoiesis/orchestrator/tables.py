@@ -46,7 +46,7 @@ def arms_table(rows: Sequence[Mapping[str, Any]]) -> Table:
     """Show the registry."""
     table = Table(title=f"{len(rows)} arms")
     for column in ("id", "name", "origin", "state"):
-        table.add_column(column, no_wrap=column == "id")
+        table.add_column(column, no_wrap=True)
     table.add_column("traffic", justify="right")
     table.add_column("utility", justify="right")
     table.add_column("why")

@@ -32,14 +32,14 @@ _BLOCK_SIZE = re.compile(rb'[{,]block_size="(\d+)"')
 class Scrape:
     """One replica's figures, summed over its engines (`kv_usage`: their mean); None: not told."""
 
-    running: float | None
-    waiting: float | None
-    kv_usage: float | None
-    prefix_queries_total: float | None
-    prefix_hits_total: float | None
-    preemptions_total: float | None
-    kv_blocks: int | None
-    block_size: int | None
+    running: float | None = None
+    waiting: float | None = None
+    kv_usage: float | None = None
+    prefix_queries_total: float | None = None
+    prefix_hits_total: float | None = None
+    preemptions_total: float | None = None
+    kv_blocks: int | None = None
+    block_size: int | None = None
 
     @property
     def missing(self) -> tuple[str, ...]:

@@ -63,6 +63,24 @@ class RequestRecord:
 
 
 @dataclass(frozen=True, slots=True)
+class OpenRequest:
+    """A request that the gateway still has, as far as it is known."""
+
+    arrived_s: float
+    shard: int
+    input_tokens: int
+    max_output_tokens: int
+    session: int = 0
+    priority_class: float = 0.0
+    replica: str = ""
+    """Where it was sent, empty while it is held."""
+    first_token_s: float | None = None
+    """When its first token came."""
+    cached_tokens: int = 0
+    blocks: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class ReplicaSample:
     """One replica at one moment."""
 

@@ -1,0 +1,255 @@
+"""The controller process: it owns the telemetry, runs the window loop and the control API.
+
+`python -m autopoiesis.orchestrator.controller --run-dir DIR` is a child of `serve`. Killed at any
+moment, it resumes from what the last window's transaction wrote; meanwhile the picker serves on by
+the last allocation.
+"""
+
+import argparse
+import asyncio
+import logging
+import signal
+import time
+from collections import deque
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from aiohttp import web
+
+from autopoiesis.arms.arm import State
+from autopoiesis.arms.registry import Registry
+from autopoiesis.arms.seeds import seed_arms
+from autopoiesis.gateway.link import Batch, PickerLink
+from autopoiesis.gateway.settings import RunDir
+from autopoiesis.orchestrator.control import control_app
+from autopoiesis.orchestrator.growth import brief_of, take_in
+from autopoiesis.orchestrator.loop import KEEP_WINDOWS, LoopSettings, Settled, WindowLoop
+from autopoiesis.orchestrator.observation import Observation, observed
+from autopoiesis.orchestrator.settings import Settings
+from autopoiesis.orchestrator.status import Status
+from autopoiesis.orchestrator.triggers import Trigger, TriggerSettings
+from autopoiesis.replicas.fleet import Member, read_fleet
+from autopoiesis.synthesis.launch import run_worker
+from autopoiesis.telemetry.records import EventRow, OpenRequest, ReplicaSample, RequestRecord
+from autopoiesis.telemetry.store import Store, TelemetryError
+from autopoiesis.twin.latency import profile
+from autopoiesis.twin.simulation import ReplicaSpec
+
+log = logging.getLogger(__name__)
+
+BRIEF_WINDOWS = 14
+"""Windows of requests kept in memory: what a synthesis brief is made from."""
+LAST_BATCH_S = 1.0
+"""How long a stop waits for the picker's last records."""
+
+
+class Controller:
+    """The window loop with its effects: the link to the picker, the store, the synthesizer."""
+
+    def __init__(self, settings: Settings, store: Store, members: tuple[Member, ...], link: PickerLink) -> None:
+        """Resume from the store; a stored state that does not fit is told and left behind."""
+        self._settings = settings
+        self._store = store
+        self._link = link
+        self._members = members
+        self.registry = Registry(store)
+        for arm in seed_arms():
+            self.registry.add(arm)
+        self._loop = self._resumed_loop()
+        self.status = Status(settings, self.registry)
+        self._window = max(store.last_window(), self._last_allocated()) + 1
+        self._records: deque[RequestRecord] = deque()
+        self._open: tuple[OpenRequest, ...] = ()
+        self._unwritten: list[Batch] = []
+        self._events: list[EventRow] = []
+        self._health: dict[str, bool] = {}
+        self._growing: asyncio.Task[None] | None = None
+
+    def _resumed_loop(self) -> WindowLoop:
+        settings = self._settings
+        loop_settings = LoopSettings(
+            cell_replicas=settings.cell_replicas,
+            triggers=TriggerSettings(cooldown_s=settings.synthesis_cooldown_s),
+        )
+        arguments = (self.registry, settings.objective, settings.seed, loop_settings)
+        try:
+            return WindowLoop(*arguments, self._store.load_state())
+        except (TelemetryError, ValueError, KeyError) as error:
+            log.warning("What the loop had learned cannot be used and is learned anew: %s", error)
+            return WindowLoop(*arguments)
+
+    def _last_allocated(self) -> int:
+        allocation = self._store.load_allocation()
+        return allocation.window if allocation else -1
+
+    # --- the course of time -------------------------------------------------------------------
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Serve window after window until `stop` is set."""
+        now_s = time.time()
+        self._recall(now_s)
+        self._allocate(now_s)
+        listening = asyncio.create_task(self._listen(), name="listen to the picker")
+        started_s = now_s
+        while not stop.is_set():
+            due_s = started_s + self._settings.window_s
+            with suppress(TimeoutError):
+                await asyncio.wait_for(stop.wait(), max(due_s - time.time(), 0.0))
+            if stop.is_set():
+                await asyncio.sleep(LAST_BATCH_S)
+            ended_s = time.time()
+            await self._close_window(started_s, ended_s)
+            started_s = ended_s
+        listening.cancel()
+        if self._growing:
+            self._growing.cancel()
+        await asyncio.gather(listening, *([self._growing] if self._growing else []), return_exceptions=True)
+
+    async def _listen(self) -> None:
+        async for batch in self._link:
+            self._unwritten.append(batch)
+            self._records.extend(batch.requests)
+            self._open = batch.open_requests
+            self.status.saw(batch)
+            now_s = time.time()
+            for fault in batch.faults:
+                self._say(now_s, "fault", fault.arm_id, f"{fault.message} ({fault.count} times)")
+            for sample in batch.replicas:
+                self._note_health(sample)
+
+    async def _close_window(self, started_s: float, ended_s: float) -> None:
+        """Settle, write, and hand out the next allocation."""
+        window = self._window
+        trace, outcome = observed(
+            list(self._records), self._open, [m.name for m in self._members]
+        )
+        seen = Observation(window, started_s, ended_s, trace, outcome, self._specs())
+        settled = await asyncio.to_thread(self._loop.settle, seen)
+        self._window += 1
+        self._allocate(ended_s, settled)
+        self._forget(ended_s)
+        if settled and settled.trigger and self._settings.synthesizer != "none":
+            self._grow(settled.trigger)
+
+    def _allocate(self, now_s: float, settled: Settled | None = None) -> None:
+        """Draw the window's allocation, store it with what was settled, and send it to the picker."""
+        healthy = [spec for spec in self._specs() if self._health.get(spec.name, True)]
+        before = self.status.allocation
+        allocation = self._loop.next_allocation(self._window, healthy or self._specs())
+        why = self._loop.why(allocation, before)
+        if before is None or why != self.status.why:
+            self._say(now_s, "allocation", "", why)
+        arms = {arm_id: self.registry.get(arm_id).source for arm_id in allocation.arms()}
+        self._link.allocate(allocation, arms, self._settings.objective)
+        self.status.allocated(allocation, why)
+        batches, self._unwritten = self._unwritten, []
+        events, self._events = self._events, []
+        try:
+            if settled:
+                self._store.write_window(
+                    settled.window,
+                    settled.cells,
+                    [record for batch in batches for record in batch.requests],
+                    settled.estimates,
+                    allocation,
+                    settled.twin_errors,
+                    [sample for batch in batches for sample in batch.replicas],
+                    [*settled.events, *events],
+                    self._loop.state(),
+                )
+                self.status.settled(settled, events)
+            else:
+                self._store.write_allocation(allocation)
+                self._unwritten = batches + self._unwritten
+                self._events = events + self._events
+                return
+        except TelemetryError as error:
+            # Serving goes on; what was not written is tried again with the next window.
+            log.error("%s", error)
+            self._unwritten = batches + self._unwritten
+            self._events = [*events, *self._events][-1000:]
+            return
+        self._link.acknowledge(batches)
+        self.status.scores(self._store)
+
+    def _recall(self, now_s: float) -> None:
+        self._records.extend(self._store.requests_between(now_s - self._kept_s(), now_s))
+
+    def _forget(self, now_s: float) -> None:
+        while self._records and self._records[0].arrived_s < now_s - self._kept_s():
+            self._records.popleft()
+
+    def _kept_s(self) -> float:
+        return max(BRIEF_WINDOWS, KEEP_WINDOWS + 1) * self._settings.window_s
+
+    # --- the fleet ----------------------------------------------------------------------------
+
+    def _specs(self) -> tuple[ReplicaSpec, ...]:
+        return tuple(ReplicaSpec(m.name, profile(m.profile), m.speed) for m in self._members)
+
+    def _note_health(self, sample: ReplicaSample) -> None:
+        if self._health.get(sample.replica, True) != sample.healthy:
+            now = "answers again" if sample.healthy else "does not answer; it gets no traffic"
+            self._say(sample.at_s, "replica", sample.replica, f"{sample.replica} {now}")
+        self._health[sample.replica] = sample.healthy
+
+    # --- new arms -----------------------------------------------------------------------------
+
+    def _grow(self, trigger: Trigger) -> None:
+        brief = brief_of(trigger, self._settings, list(self._records), self._members, self.registry)
+        if brief is None:
+            self._say(trigger.at_s, "synthesis", trigger.kind, "not asked: too few requests to race policies on")
+            return
+        self._loop.triggers.began()
+        self._growing = asyncio.create_task(self._synthesize(brief), name="synthesis")
+
+    async def _synthesize(self, brief: Any) -> None:
+        self.status.synthesis_began(time.time())
+        try:
+            row = await run_worker(brief)
+            self._store.write_synthesis(row)
+            self._say(time.time(), "synthesis", row.synthesizer, row.error or row.conclusion)
+            for arm, gain, like in take_in(row, brief, self.registry, time.time()):
+                self._loop.welcome(arm.id, like, gain, pseudo_count=10.0)
+                self._say(time.time(), "arm", arm.name, f"{State.CANARY}: {arm.reason}")
+        except TelemetryError as error:
+            log.error("%s", error)
+        finally:
+            self._loop.triggers.ended(time.time())
+            self.status.synthesis_ended()
+
+    def _say(self, at_s: float, kind: str, subject: str, message: str) -> None:
+        event = EventRow(at_s, kind, self._window, subject, message)
+        self._events.append(event)
+        self.status.say(event)
+
+
+async def _main(run_dir: Path) -> None:
+    settings = Settings.of_running(run_dir)
+    stop = asyncio.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    members = read_fleet(RunDir(run_dir).fleet)
+    with Store.open(settings.telemetry_file) as store:
+        async with PickerLink(RunDir(run_dir).link_socket) as link:
+            controller = Controller(settings, store, members, link)
+            runner = web.AppRunner(control_app(store, controller.status.as_dict), access_log=None)
+            await runner.setup()
+            await web.TCPSite(runner, "127.0.0.1", settings.control_port).start()
+            try:
+                await controller.run(stop)
+            finally:
+                await runner.cleanup()
+
+
+def main() -> None:
+    """Run the controller of a `serve` instance."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--run-dir", type=Path, required=True)
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.INFO)
+    asyncio.run(_main(parser.parse_args().run_dir))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,292 @@
+"""A trace through the twin: every arm alone, the learning system, and the hindsight oracle."""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from autopoiesis.arms.allocation import Allocation
+from autopoiesis.arms.arm import Arm, Origin, State
+from autopoiesis.arms.objective import Objective
+from autopoiesis.arms.registry import Registry
+from autopoiesis.orchestrator.loop import KEEP_WINDOWS, LoopSettings, Settled, WindowLoop
+from autopoiesis.orchestrator.observation import Observation
+from autopoiesis.orchestrator.reward import met, percentile, utilities
+from autopoiesis.orchestrator.triggers import Trigger
+from autopoiesis.twin.outcome import Outcome, Status
+from autopoiesis.twin.simulation import ReplicaSpec, SimCell, Simulation, run_arm
+from autopoiesis.twin.trace import Trace
+
+Floats = NDArray[np.float64]
+
+SYNTHESIS_WINDOWS = 30
+"""Recent windows that a synthesis cycle is shown."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Request:
+    """What is asked of a synthesis cycle within a replay."""
+
+    trigger: Trigger
+    recent: Trace
+    """What has arrived in the last windows; nothing of the future."""
+    window_s: float
+    replicas: tuple[ReplicaSpec, ...]
+    objective: Objective
+    arms: tuple[Arm, ...]
+    """The serving arms."""
+    seed: int
+
+
+@dataclass(frozen=True, slots=True)
+class Newcomer:
+    """An arm that a synthesis cycle made, and its gain in utility over the arm `like`."""
+
+    arm: Arm
+    like: str | None = None
+    gain: float = 0.0
+    pseudo_count: float = 10.0
+
+
+Evolve = Callable[[Request], Sequence[Newcomer]]
+Progress = Callable[[str, float], None]
+"""Called with what runs and the share of it that is done [0..1]."""
+
+
+@dataclass(frozen=True, slots=True)
+class ReplayReport:
+    """What a replay showed; `as_dict` is what the command line prints."""
+
+    trace: str
+    requests: int
+    duration_s: float
+    windows: int
+    seed: int
+    replicas: int
+    profile: str
+    objective: dict[str, float]
+    simulated_requests_per_s: float
+    best_human: str | None
+    arms_created: int
+    results: tuple[dict[str, Any], ...]
+    settled: tuple[Settled, ...] = ()
+    """The windows of the online system."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the report as one JSON object."""
+        told = {name: getattr(self, name) for name in self.__slots__ if name != "settled"}
+        return told | {"results": list(self.results)}
+
+
+class _MemoryStore:
+    """Keeps arms for the length of a replay."""
+
+    def __init__(self) -> None:
+        self._arms: dict[str, Arm] = {}
+
+    def load_arms(self) -> list[Arm]:
+        return list(self._arms.values())
+
+    def save_arm(self, arm: Arm) -> None:
+        self._arms[arm.id] = arm
+
+
+def replay(
+    trace: Trace,
+    replicas: Sequence[ReplicaSpec],
+    arms: Sequence[Arm],
+    objective: Objective,
+    seed: int,
+    *,
+    online: bool = True,
+    evolve: Evolve | None = None,
+    window_s: float = 10.0,
+    settings: LoopSettings | None = None,
+    progress: Progress | None = None,
+) -> ReplayReport:
+    """Run the trace under each arm, under the learning system, and judge the hindsight oracle.
+
+    Raises:
+        ValueError: the trace is empty, or there is no arm or no replica.
+    """
+    if not len(trace) or not arms or not replicas:
+        raise ValueError("a replay needs a trace with requests, at least one arm and one replica")
+    tell = progress or (lambda _what, _done: None)
+    registry = Registry(_MemoryStore())
+    for arm in arms:
+        registry.add(replace(arm, state=State.LIVE))
+    began_s = time.perf_counter()
+    simulated = 0
+    alone: dict[str, Outcome] = {}
+    for i, arm in enumerate(registry.serving()):
+        tell(arm.name, i / len(arms))
+        alone[arm.id] = run_arm(trace, replicas, registry.program(arm.id), objective, seed)
+        simulated += len(trace)
+    rate = simulated / max(time.perf_counter() - began_s, 1e-9)
+    results = [
+        _result(registry.get(a).name, _kind(registry.get(a)), o, objective, len(replicas), trace)
+        for a, o in alone.items()
+    ]
+    settled: list[Settled] = []
+    created = 0
+    if online:
+        outcome, settled, created = run_online(
+            trace, replicas, registry, objective, seed, window_s, evolve, settings, tell
+        )
+        results.append(_result("online", "online", outcome, objective, len(replicas), trace))
+    best = oracle(alone, objective, window_s)
+    results.append(_result("oracle", "oracle", best, objective, len(replicas), trace))
+    human = [r for r in results if r["kind"] == "human"]
+    return ReplayReport(
+        trace=trace.name,
+        requests=len(trace),
+        duration_s=trace.duration_s,
+        windows=_windows(trace, window_s),
+        seed=seed,
+        replicas=len(replicas),
+        profile=",".join(dict.fromkeys(r.profile.name for r in replicas)),
+        objective=objective.as_dict(),
+        simulated_requests_per_s=rate,
+        best_human=max(human, key=lambda r: r["utility"])["policy"] if human else None,
+        arms_created=created,
+        results=tuple(results),
+        settled=tuple(settled),
+    )
+
+
+def run_online(
+    trace: Trace,
+    replicas: Sequence[ReplicaSpec],
+    registry: Registry,
+    objective: Objective,
+    seed: int,
+    window_s: float,
+    evolve: Evolve | None = None,
+    settings: LoopSettings | None = None,
+    tell: Progress = lambda _what, _done: None,
+) -> tuple[Outcome, list[Settled], int]:
+    """Let the window loop drive the twin through the trace.
+
+    Returns what became of the requests, the settled windows, and how many arms were made.
+    """
+    loop = WindowLoop(registry, objective, seed, settings)
+    simulation = Simulation(trace, replicas, objective, seed)
+    fleet = tuple(replicas)
+    settled: list[Settled] = []
+    created = 0
+    windows = _windows(trace, window_s)
+    for window in range(windows):
+        tell("online", window / windows)
+        allocation = loop.next_allocation(window, fleet)
+        simulation.allocate(sim_cells(allocation, registry, fleet))
+        ended_s = (window + 1) * window_s
+        simulation.advance(ended_s)
+        seen = _observe(simulation, window, window_s, fleet)
+        done = loop.settle(seen)
+        if done is not None:
+            settled.append(done)
+        if done is None or done.trigger is None or evolve is None:
+            continue
+        recent = trace.slice(max(ended_s - SYNTHESIS_WINDOWS * window_s, 0.0), ended_s)
+        request = Request(
+            done.trigger, recent, window_s, fleet, objective, registry.serving(), seed + window
+        )
+        for newcomer in evolve(request):
+            known = {a.id for a in registry.all()}
+            arm = registry.add(replace(newcomer.arm, state=State.CANARY))
+            if arm.id not in known:
+                loop.welcome(arm.id, newcomer.like, newcomer.gain, newcomer.pseudo_count)
+                created += 1
+        loop.triggers.ended(ended_s)
+    simulation.advance(float("inf"))
+    return simulation.outcome(), settled, created
+
+
+def sim_cells(
+    allocation: Allocation, registry: Registry, replicas: Sequence[ReplicaSpec]
+) -> list[SimCell]:
+    """Translate an allocation for the twin."""
+    index = {r.name: i for i, r in enumerate(replicas)}
+    return [
+        SimCell(registry.program(c.arm_id), tuple(index[r] for r in c.replicas), c.shards)
+        for c in allocation.cells
+    ]
+
+
+def _observe(
+    simulation: Simulation, window: int, window_s: float, replicas: tuple[ReplicaSpec, ...]
+) -> Observation:
+    """Show the loop what has arrived in the last windows, and what has come of it."""
+    ended_s = (window + 1) * window_s
+    arrival_s = simulation.trace.arrival_s
+    first, last = np.searchsorted(arrival_s, [ended_s - KEEP_WINDOWS * window_s, ended_s])
+    rows = slice(int(first), int(last))
+    trace = simulation.trace.slice(arrival_s[first] if first < last else ended_s, ended_s)
+    return Observation(
+        window=window,
+        started_s=ended_s - window_s,
+        ended_s=ended_s,
+        trace=replace(trace, arrival_s=arrival_s[rows]),
+        outcome=simulation.outcome().select(rows),
+        replicas=replicas,
+    )
+
+
+def oracle(alone: Mapping[str, Outcome], objective: Objective, window_s: float) -> Outcome:
+    """Compose the hindsight oracle: each window's requests from the arm that served it best.
+
+    It knows the future, but each window comes from a run of one arm, so a system that switches
+    between arms in time can beat it by what carries over.
+    """
+    outcomes = list(alone.values())
+    utility = np.array([utilities(o, objective, np.inf)[0] for o in outcomes])
+    window = (outcomes[0].arrival_s // window_s).astype(np.int64)
+    sums = np.array([np.bincount(window, weights=u) for u in utility])
+    best = sums.argmax(axis=0)[window]
+    rows = np.arange(len(window))
+    runs = [o._asdict() for o in outcomes]
+    return outcomes[0]._replace(
+        **{name: np.array([run[name] for run in runs])[best, rows] for name in Outcome._fields}
+    )
+
+
+def _result(
+    policy: str,
+    kind: str,
+    outcome: Outcome,
+    objective: Objective,
+    replicas: int,
+    trace: Trace,
+) -> dict[str, Any]:
+    """Return one row of the report; all requests count, shed and failed ones with utility 0."""
+    utility, _ = utilities(outcome, objective, np.inf)
+    ends = outcome.finished_s[~np.isnan(outcome.finished_s)]
+    lasted_s = max(trace.duration_s, float(ends.max()) if len(ends) else 0.0)
+    e2e = outcome.e2e_s[~np.isnan(outcome.e2e_s)]
+    return {
+        "policy": policy,
+        "kind": kind,
+        "utility": float(utility.mean()),
+        "goodput": float(met(outcome, objective).sum()) / max(trace.duration_s, 1e-9),
+        "completed": int((outcome.status == Status.COMPLETED).sum()),
+        "shed": int((outcome.status == Status.SHED).sum()),
+        "failed": int((outcome.status == Status.FAILED).sum()),
+        "ttft_p50_s": percentile(outcome.ttft_s, 50),
+        "ttft_p99_s": percentile(outcome.ttft_s, 99),
+        "tpot_p50_s": percentile(outcome.tpot_s, 50),
+        "tpot_p99_s": percentile(outcome.tpot_s, 99),
+        "e2e_mean_s": float(e2e.mean()) if len(e2e) else None,
+        "e2e_p99_s": percentile(outcome.e2e_s, 99),
+        "replica_seconds": replicas * lasted_s,
+    }
+
+
+def _kind(arm: Arm) -> str:
+    return "human" if arm.origin is Origin.HUMAN else "synthesized"
+
+
+def _windows(trace: Trace, window_s: float) -> int:
+    return int(trace.duration_s // window_s) + 1
