@@ -37,13 +37,13 @@ def answer_to(data: bytes) -> bytes:
     brief = Brief.from_bytes(data)
     proposer = proposer_for(brief)
     try:
-        _load_kernels(brief)
+        load_kernels(brief)
         return orjson.dumps(step(brief, proposer))
     except PolicyError as error:
         raise BriefError(f"An incumbent is no policy: {error}.") from None
 
 
-def _load_kernels(brief: Brief) -> None:
+def load_kernels(brief: Brief) -> None:
     """Load or compile the kernels before the clock starts: the first time on a machine takes long."""
     program = compile_policy(verify(brief.incumbents[0].source))
     run_arm(brief.windows[-1].head(2), brief.replicas, program, brief.objective, brief.seed)

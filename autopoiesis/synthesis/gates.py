@@ -211,6 +211,21 @@ class Gates:
             candidate.gain = self.gain(*candidate.runnable, self.race_on)
         return running
 
+    def distinct(self, finishers: Sequence[Candidate]) -> list[Candidate]:
+        """Keep the shortest of those that did exactly the same in every replay of the race."""
+        shortest: dict[tuple[float, ...], Candidate] = {}
+        for candidate in finishers:
+            did = tuple(self._course.utility(*candidate.runnable, cell) for cell in self.race_on)
+            rival = shortest.setdefault(did, candidate)
+            if rival is candidate:
+                continue
+            kept, dropped = sorted((rival, candidate), key=_length)
+            shortest[did] = kept
+            dropped.reject(
+                "novelty", f"did exactly as the shorter {kept.runnable[0]} in every replay"
+            )
+        return list(shortest.values())
+
     def hold_out(self, candidate: Candidate) -> bool:
         """Does the gain hold on windows and futures that nothing was fitted to?"""
         candidate.gate = "holdout"
@@ -242,6 +257,10 @@ class Gates:
             f"hold-out windows {unseen.mean:+.4f}, perturbed futures {futures.mean:+.4f}"
         )
         return True
+
+
+def _length(candidate: Candidate) -> int:
+    return len(candidate.policy.source) if candidate.policy else 0
 
 
 def _mean_gain(candidate: Candidate) -> float:

@@ -172,7 +172,7 @@ class _Cycle:
 
     def _judge_finalists(self, gates: Gates) -> None:
         worthy = [c for c in self._leaders() if c.gain and c.gain.mean >= self._brief.min_gain]
-        for finalist in worthy[:FINALISTS]:
+        for finalist in gates.distinct(worthy)[:FINALISTS]:
             try:
                 if gates.hold_out(finalist):
                     self.promoted.append(finalist)
