@@ -40,6 +40,8 @@ log = logging.getLogger(__name__)
 
 BRIEF_WINDOWS = 14
 """Windows of requests kept in memory: what a synthesis brief is made from."""
+RACE_WORTH = 10.0
+"""Observations that a race's word on a new arm is worth."""
 LAST_BATCH_S = 1.0
 """How long a stop waits for the picker's last records."""
 
@@ -210,8 +212,8 @@ class Controller:
             row = await run_worker(brief)
             self._store.write_synthesis(row)
             self._say(time.time(), "synthesis", row.synthesizer, row.error or row.conclusion)
-            for arm, gain, like in take_in(row, brief, self.registry, time.time()):
-                self._loop.welcome(arm.id, like, gain, pseudo_count=10.0)
+            for arm, gain in take_in(row, self.registry, time.time()):
+                self._loop.welcome(arm.id, row.beaten or None, gain, RACE_WORTH)
                 self._say(time.time(), "arm", arm.name, f"{State.CANARY}: {arm.reason}")
         except TelemetryError as error:
             log.error("%s", error)

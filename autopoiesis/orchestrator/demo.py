@@ -36,8 +36,8 @@ REFRESH_S = 0.5
 
 def built_in_trace(for_s: float) -> Trace:
     """Return code completion that turns into long conversations with shared prefixes half-way."""
-    code = read_trace(_sample("azure2023_code_a.parquet")).slice(0.0, 2390.0).speed(8.0)
-    talk = read_trace(_sample("mooncake_conversation_a.parquet")).speed(2.0)
+    code = read_trace(_sample("azure2023_code_a.parquet")).slice(1200.0, 2390.0).speed(6.0)
+    talk = read_trace(_sample("mooncake_conversation_a.parquet")).speed(1.2)
     half = for_s / 2
     return splice((code.slice(0.0, half), talk.slice(60.0, 60.0 + half)), "demo")
 

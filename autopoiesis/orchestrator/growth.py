@@ -1,6 +1,6 @@
 """From a trigger to new arms: the brief for the synthesizer, and what becomes of its answer."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 from autopoiesis.arms.arm import SERVING, Arm, Origin, State
@@ -56,14 +56,8 @@ def brief_of(
     return brief if holdout else None
 
 
-def take_in(
-    row: SynthesisRow, brief: Brief, registry: Registry, now_s: float
-) -> Iterator[tuple[Arm, float, str | None]]:
-    """Enter the promoted policies as canaries; yield each with its gain and the arm it was raced against."""
+def take_in(row: SynthesisRow, registry: Registry, now_s: float) -> list[tuple[Arm, float]]:
+    """Enter the promoted policies as canaries; return each with its gain over the arm `row.beaten`."""
     gains = {candidate.arm_id: candidate.gain or 0.0 for candidate in row.candidates}
-    parents = {incumbent.arm_id for incumbent in brief.incumbents}
-    for arm in promoted_arms(row, now_s):
-        registry.add(arm)
-        entered = registry.move(arm.id, State.CANARY, arm.reason)
-        like = next((p for p in arm.parents if p in parents), None)
-        yield entered, gains[arm.id], like
+    promoted = [registry.add(arm) for arm in promoted_arms(row, now_s)]
+    return [(registry.move(arm.id, State.CANARY, arm.reason), gains[arm.id]) for arm in promoted]

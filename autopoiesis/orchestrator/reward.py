@@ -1,9 +1,9 @@
 """What came of a window: utility per request, per cell, and the rows that telemetry keeps.
 
 The same code judges the live fleet and the twin. A request belongs to the cell whose shard it
-arrived for. Requests still running when the window settles are censored, except those whose first
-token is late already: they count with the best utility they can still reach, so that an arm cannot
-hide its backlog.
+arrived for. Requests still running when the window settles count with the best utility they can
+still reach, once their first token is out or late: an arm can neither hide its backlog nor is it
+punished for long answers. Those that wait within the objective are censored.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -35,10 +35,11 @@ def utilities(outcome: Outcome, objective: Objective, now_s: float) -> tuple[Flo
     utility[whole] = np.minimum(1.0, _allowed_s(outcome, objective) / outcome.e2e_s)[whole]
     utility[(outcome.status == Status.SHED) | (outcome.status == Status.FAILED)] = 0.0
     pending = outcome.status == Status.PENDING
-    waited_s = np.where(np.isnan(outcome.ttft_s), now_s - outcome.arrival_s, outcome.ttft_s)
-    late = pending & (waited_s > objective.slo_ttft_s)
-    utility[late] = objective.slo_ttft_s / waited_s[late]
-    return utility, ~pending | late
+    answered = ~np.isnan(outcome.first_token_s)
+    waited_s = np.where(answered, outcome.ttft_s, now_s - outcome.arrival_s)
+    told = pending & (answered | (waited_s > objective.slo_ttft_s))
+    utility[told] = np.minimum(1.0, objective.slo_ttft_s / waited_s[told])
+    return utility, ~pending | told
 
 
 def met(outcome: Outcome, objective: Objective) -> Mask:

@@ -11,6 +11,7 @@ from autopoiesis.synthesis.brief import Brief
 from autopoiesis.synthesis.probe import Probe
 from autopoiesis.synthesis.proposer import Proposal
 from autopoiesis.synthesis.race import (
+    CONFIDENCE,
     Cell,
     Course,
     Gain,
@@ -137,7 +138,7 @@ class Gates:
         return len(self._holdout_on) + len(self._futures_on)
 
     def gain(
-        self, policy_id: str, program: Program, cells: Sequence[Cell], confidence: float = 0.95
+        self, policy_id: str, program: Program, cells: Sequence[Cell], confidence: float = CONFIDENCE
     ) -> Gain:
         """Return the policy's paired gain over the best incumbent."""
         best = self.best

@@ -54,6 +54,7 @@ def step(
         tokens=sum(c.proposal.tokens for c in cycle.candidates),
         cost_usd=sum(c.proposal.cost_usd for c in cycle.candidates),
         promoted=tuple(c.runnable[0] for c in cycle.promoted),
+        beaten=cycle.beaten,
         candidates=tuple(
             c.row()
             for c in (*cycle.promoted, *(c for c in cycle.candidates if c.gate != "promoted"))
@@ -91,6 +92,7 @@ class _Cycle:
         self.candidates: list[Candidate] = []
         self.promoted: list[Candidate] = []
         self.error = ""
+        self.beaten = ""
         self.conclusion = ""
         self.started_s = clock()
         self._brief = brief
@@ -110,6 +112,7 @@ class _Cycle:
                 "give more time or fewer and shorter windows."
             )
             return
+        self.beaten = gates.best.policy.id
         best = f"the best incumbent, {gates.best.name}, with utility {gates.best_utility:.4f}"
         if 1.0 - gates.best_utility < self._brief.min_gain:
             self.conclusion = (

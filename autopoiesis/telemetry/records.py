@@ -223,6 +223,8 @@ class SynthesisRow:
     cpu_seconds: float
     tokens: int
     cost_usd: float
+    beaten: str = ""
+    """Id of the best incumbent, over which gains are."""
     promoted: tuple[str, ...] = ()
     candidates: tuple[CandidateRow, ...] = field(default=())
     error: str = ""

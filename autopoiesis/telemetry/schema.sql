@@ -133,6 +133,7 @@ create table syntheses (
     synthesizer varchar not null,
     candidates  integer not null,
     promoted    varchar[] not null,
+    beaten      varchar not null,  -- arm over which the gains are
     conclusion  varchar not null,
     seconds     double not null,
     cpu_seconds double not null,

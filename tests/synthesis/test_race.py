@@ -12,6 +12,7 @@ from autopoiesis.arms.language import verify
 from autopoiesis.synthesis.perturb import varied
 from autopoiesis.synthesis.probe import Probe
 from autopoiesis.synthesis.race import (
+    CONFIDENCE,
     Course,
     OutOfTime,
     future_cells,
@@ -32,7 +33,7 @@ def program(source: str):
 @settings(max_examples=50, deadline=None)
 def test_the_interval_is_students_t_over_windows(differences):
     gain = paired_gain(differences, range(len(differences)))
-    low, high = stats.ttest_1samp(differences, 0.0).confidence_interval(0.95)
+    low, high = stats.ttest_1samp(differences, 0.0).confidence_interval(CONFIDENCE)
     assert gain.mean == pytest.approx(np.mean(differences))
     assert (gain.low, gain.high) == pytest.approx((low, high), abs=1e-12)
 
