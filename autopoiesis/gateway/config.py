@@ -26,7 +26,12 @@ PICKER, REPLICAS = "picker", "replicas"
 """Names of Envoy's clusters."""
 REPLICA_NAMESPACE = "replica"
 """Endpoint metadata that carries the replica's name."""
-EXT_PROC, READ_JSON, READ_STREAM, BODY_LIMIT = "endpoint_picker", "usage_of_answer", "usage_of_stream", "body_limit"
+EXT_PROC, READ_JSON, READ_STREAM, BODY_LIMIT = (
+    "endpoint_picker",
+    "usage_of_answer",
+    "usage_of_stream",
+    "body_limit",
+)
 """Names of Envoy's filters."""
 
 USAGE_PATHS = {
@@ -115,7 +120,10 @@ def _listener(settings: DataPlaneSettings) -> Config:
         request_headers_timeout=_seconds(settings.headers_timeout_s),
         stream_idle_timeout=_seconds(settings.idle_timeout_s),
         drain_timeout="1s",
-        common_http_protocol_options={"headers_with_underscores_action": "ALLOW", "idle_timeout": "3600s"},
+        common_http_protocol_options={
+            "headers_with_underscores_action": "ALLOW",
+            "idle_timeout": "3600s",
+        },
         early_header_mutation_extensions=[_without_reserved_headers()],
         access_log=[_access_log(settings)],
         local_reply_config=_local_replies(settings),
@@ -152,7 +160,10 @@ def _access_log(settings: DataPlaneSettings) -> Config:
 
 
 def _local_replies(settings: DataPlaneSettings) -> Config:
-    answers = {**LOCAL_ERRORS, HTTPStatus.REQUEST_ENTITY_TOO_LARGE: body_too_large(settings.max_body_bytes)}
+    answers = {
+        **LOCAL_ERRORS,
+        HTTPStatus.REQUEST_ENTITY_TOO_LARGE: body_too_large(settings.max_body_bytes),
+    }
     mappers = [
         {"filter": _when_status(status), "body_format_override": {"json_format": body}}
         for status, body in answers.items()
@@ -170,7 +181,9 @@ def _when_status(status: int) -> Config:
 def _routes(settings: DataPlaneSettings) -> Config:
     is_get, is_post = _method("GET"), _method("POST")
     counted = [_route({"path": p, **is_post}, name=INFERENCE_ROUTE) for p in ANSWERED_WITH_USAGE]
-    other = _route({"prefix": "/v1/", **is_post}, name=INFERENCE_ROUTE, without=(READ_JSON, READ_STREAM))
+    other = _route(
+        {"prefix": "/v1/", **is_post}, name=INFERENCE_ROUTE, without=(READ_JSON, READ_STREAM)
+    )
     passed = [
         _route(match, without=(EXT_PROC, READ_JSON, READ_STREAM))
         for match in (
@@ -251,7 +264,9 @@ def _filters(settings: DataPlaneSettings) -> list[Config]:
             max_message_timeout=_seconds(settings.longest_hold_s),
             request_attributes=list(ATTRIBUTES_OF_REQUEST),
             response_attributes=list(ATTRIBUTES_OF_ANSWER),
-            metadata_options={"receiving_namespaces": {"untyped": [ENDPOINT_NAMESPACE, DECISION_NAMESPACE]}},
+            metadata_options={
+                "receiving_namespaces": {"untyped": [ENDPOINT_NAMESPACE, DECISION_NAMESPACE]}
+            },
             processing_mode={
                 "request_header_mode": "SKIP",
                 "response_header_mode": "SKIP",
@@ -260,7 +275,11 @@ def _filters(settings: DataPlaneSettings) -> list[Config]:
             },
         ),
         # The headers wait here for the body, and with it for the picker's answer.
-        _typed(BODY_LIMIT, "extensions.filters.http.buffer.v3.Buffer", max_request_bytes=settings.max_body_bytes),
+        _typed(
+            BODY_LIMIT,
+            "extensions.filters.http.buffer.v3.Buffer",
+            max_request_bytes=settings.max_body_bytes,
+        ),
         _typed(
             READ_JSON,
             "extensions.filters.http.json_to_metadata.v3.JsonToMetadata",
@@ -298,12 +317,18 @@ def _picker_cluster(run_dir: RunDir) -> Config:
         "name": PICKER,
         "type": "STATIC",
         "connect_timeout": "0.25s",
-        "typed_extension_protocol_options": _protocol({"explicit_http_config": {"http2_protocol_options": {}}}),
+        "typed_extension_protocol_options": _protocol(
+            {"explicit_http_config": {"http2_protocol_options": {}}}
+        ),
         "circuit_breakers": _generous_limits(),
         "load_assignment": {
             "cluster_name": PICKER,
             "endpoints": [
-                {"lb_endpoints": [{"endpoint": {"address": {"pipe": {"path": str(run_dir.picker_socket)}}}}]}
+                {
+                    "lb_endpoints": [
+                        {"endpoint": {"address": {"pipe": {"path": str(run_dir.picker_socket)}}}}
+                    ]
+                }
             ],
         },
     }
@@ -357,7 +382,9 @@ def _override_host() -> Config:
         "typed_extension_config": _typed(
             "envoy.load_balancing_policies.override_host",
             "extensions.load_balancing_policies.override_host.v3.OverrideHost",
-            override_host_sources=[{"metadata": {"key": ENDPOINT_NAMESPACE, "path": [{"key": ENDPOINT_KEY}]}}],
+            override_host_sources=[
+                {"metadata": {"key": ENDPOINT_NAMESPACE, "path": [{"key": ENDPOINT_KEY}]}}
+            ],
             fallback_policy={"policies": [{"typed_extension_config": least_request}]},
         )
     }
@@ -371,5 +398,10 @@ def _protocol(options: Config) -> Config:
 def _generous_limits() -> Config:
     """Lift Envoy's default limits: admission is the arms' business."""
     limit = 100_000
-    thresholds = {"max_connections": limit, "max_pending_requests": limit, "max_requests": limit, "max_retries": 1_000}
+    thresholds = {
+        "max_connections": limit,
+        "max_pending_requests": limit,
+        "max_requests": limit,
+        "max_retries": 1_000,
+    }
     return {"thresholds": [thresholds]}

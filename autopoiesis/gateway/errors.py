@@ -20,13 +20,19 @@ LOCAL_ERRORS: dict[int, dict[str, Any]] = {
         "not_found",
     ),
     HTTPStatus.REQUEST_TIMEOUT: openai_error(
-        "The request was not received completely in time; send it again.", INVALID_REQUEST, "request_timeout"
+        "The request was not received completely in time; send it again.",
+        INVALID_REQUEST,
+        "request_timeout",
     ),
     HTTPStatus.UPGRADE_REQUIRED: openai_error(
-        "The gateway speaks HTTP/1.1 and HTTP/2; use one of them.", INVALID_REQUEST, "upgrade_required"
+        "The gateway speaks HTTP/1.1 and HTTP/2; use one of them.",
+        INVALID_REQUEST,
+        "upgrade_required",
     ),
     HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE: openai_error(
-        "The request's headers are too large; send less of them.", INVALID_REQUEST, "headers_too_large"
+        "The request's headers are too large; send less of them.",
+        INVALID_REQUEST,
+        "headers_too_large",
     ),
     HTTPStatus.INTERNAL_SERVER_ERROR: openai_error(
         "The gateway could not pass the answer on; try again.", UNAVAILABLE, "gateway_error"
@@ -47,7 +53,9 @@ LOCAL_ERRORS: dict[int, dict[str, Any]] = {
 def body_too_large(limit_bytes: int) -> dict[str, Any]:
     """Return the answer to a body above the limit."""
     return openai_error(
-        f"The request body is larger than {limit_bytes >> 20} MiB; send less.", INVALID_REQUEST, "body_too_large"
+        f"The request body is larger than {limit_bytes >> 20} MiB; send less.",
+        INVALID_REQUEST,
+        "body_too_large",
     )
 
 

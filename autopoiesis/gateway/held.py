@@ -6,7 +6,7 @@ MOST_HELD = 1024
 
 
 class HeldQueue:
-    """Holds at most `capacity` requests; in what order they leave is the arm's business."""
+    """Holds at most `capacity` requests per arm; in what order they leave is the arm's business."""
 
     def __init__(self, capacity: int = MOST_HELD) -> None:
         self._capacity = capacity
@@ -29,9 +29,10 @@ class HeldQueue:
 
     def add(self, arm_id: str, flight: Flight) -> bool:
         """Let a request wait; False if there is no room."""
-        if len(self) >= self._capacity:
+        flights = self._waiting.setdefault(arm_id, {})
+        if len(flights) >= self._capacity:
             return False
-        self._waiting.setdefault(arm_id, {})[flight.key] = flight
+        flights[flight.key] = flight
         return True
 
     def remove(self, arm_id: str, flight: Flight) -> bool:

@@ -48,7 +48,9 @@ class Ledger:
         if len(self._settled) > MOST_SETTLED:
             self._settled.popitem(last=False)
         e2e_s = self._state.clock() - flight.arrived_s
-        self._on_record(_record(flight, status, http_status, "", 0, 0, False, e2e_s, flight.arrived_unix_s))
+        self._on_record(
+            _record(flight, status, http_status, "", 0, 0, False, e2e_s, flight.arrived_unix_s)
+        )
 
     def close(self, ending: Ending) -> None:
         """Take an end into account and record it."""
@@ -76,12 +78,18 @@ class Ledger:
     def _forget(self, flight: Flight) -> None:
         replica = self._state.name_of(flight.replica)
         e2e_s = self._state.clock() - flight.arrived_s
-        self._on_record(_record(flight, Status.ABORTED, 0, replica, 1, 0, False, e2e_s, flight.arrived_unix_s))
+        self._on_record(
+            _record(flight, Status.ABORTED, 0, replica, 1, 0, False, e2e_s, flight.arrived_unix_s)
+        )
         self._state.finish(flight, -1, 0.0, 0.0, failed=False)
 
     def _close_flight(self, flight: Flight, ending: Ending) -> None:
         counted = ending.output_tokens is not None
-        output_tokens = ending.output_tokens if ending.output_tokens is not None else self._estimate(flight, ending)
+        output_tokens = (
+            ending.output_tokens
+            if ending.output_tokens is not None
+            else self._estimate(flight, ending)
+        )
         self._learn(flight, ending)
         # Envoy's clock starts with the request's first byte, ours when the body is complete.
         upload_s = min(max(flight.arrived_unix_s - ending.started_unix_s, 0.0), ending.ended_s)
@@ -93,7 +101,9 @@ class Ledger:
             flight,
             ending.status,
             ending.http_status,
-            self._state.name_of(replica if replica >= 0 else flight.replica if ending.address else -1),
+            self._state.name_of(
+                replica if replica >= 0 else flight.replica if ending.address else -1
+            ),
             ending.attempts,
             output_tokens,
             counted,
@@ -103,7 +113,9 @@ class Ledger:
         )
         failed = ending.status is Status.FAILED
         completed = ending.status is Status.COMPLETED
-        self._state.finish(flight, replica, record.tpot_s or 0.0, output_tokens if completed else 0.0, failed)
+        self._state.finish(
+            flight, replica, record.tpot_s or 0.0, output_tokens if completed else 0.0, failed
+        )
         self._on_record(record)
 
     def _estimate(self, flight: Flight, ending: Ending) -> int:
@@ -111,7 +123,9 @@ class Ledger:
             return 0
         if flight.path not in ANSWERED_WITH_USAGE:
             return 0
-        return round(ending.body_bytes / (self.bytes_per_token if flight.stream else self.chars_per_token))
+        return round(
+            ending.body_bytes / (self.bytes_per_token if flight.stream else self.chars_per_token)
+        )
 
     def _learn(self, flight: Flight, ending: Ending) -> None:
         if ending.status is not Status.COMPLETED:

@@ -60,7 +60,12 @@ class Allocate:
         """Read a message; raise `LinkError`."""
         try:
             cells = tuple(
-                Cell(str(c["arm_id"]), tuple(c["replicas"]), tuple(c["shards"]), float(c["propensity"]))
+                Cell(
+                    str(c["arm_id"]),
+                    tuple(c["replicas"]),
+                    tuple(c["shards"]),
+                    float(c["propensity"]),
+                )
                 for c in message["cells"]
             )
             window, arms = int(message["window"]), dict(message["arms"])
@@ -68,8 +73,12 @@ class Allocate:
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise LinkError(f"The allocation is not understood: {error!r}.") from None
         shards: list[object] = [shard for cell in cells for shard in cell.shards]
-        if any(not isinstance(s, int) or not 0 <= s < SHARDS for s in shards) or len(set(shards)) < len(shards):
-            raise LinkError(f"The allocation's shards must be distinct whole numbers from 0 to {SHARDS - 1}.")
+        if any(not isinstance(s, int) or not 0 <= s < SHARDS for s in shards) or len(
+            set(shards)
+        ) < len(shards):
+            raise LinkError(
+                f"The allocation's shards must be distinct whole numbers from 0 to {SHARDS - 1}."
+            )
         return cls(Allocation(window, cells), arms, objective)
 
 
@@ -151,7 +160,9 @@ class Outbox:
     """The picker's batches until they are acknowledged."""
 
     def __init__(
-        self, most_buffered: int = MOST_BUFFERED, open_requests: Callable[[], tuple[OpenRequest, ...]] = tuple
+        self,
+        most_buffered: int = MOST_BUFFERED,
+        open_requests: Callable[[], tuple[OpenRequest, ...]] = tuple,
     ) -> None:
         """Keep at most `most_buffered` requests; `open_requests` tells what is in flight or held."""
         self.boot = secrets.token_hex(4)
@@ -190,7 +201,9 @@ class Outbox:
     def next_batch(self) -> Batch | None:
         """Make a batch of what has come in; None if nothing has."""
         if self._dropped:
-            self._faults["", "request records were dropped because the controller was away"] += self._dropped
+            self._faults["", "request records were dropped because the controller was away"] += (
+                self._dropped
+            )
             self._dropped = 0
         if not (self._requests or self._samples or self._faults):
             return None
@@ -325,7 +338,9 @@ class PickerLink:
         """Tell whether the picker is there."""
         return self._writer is not None
 
-    def allocate(self, allocation: Allocation, arms: Mapping[str, str], objective: Objective) -> None:
+    def allocate(
+        self, allocation: Allocation, arms: Mapping[str, str], objective: Objective
+    ) -> None:
         """Have the picker serve by this allocation, now or as soon as it is there again."""
         line = Allocate(allocation, dict(arms), objective).encode() + b"\n"
         self._last_allocation = line
@@ -345,7 +360,9 @@ class PickerLink:
         backoff_s = FIRST_BACKOFF_S
         while True:
             try:
-                reader, writer = await asyncio.open_unix_connection(str(self._path), limit=LONGEST_LINE)
+                reader, writer = await asyncio.open_unix_connection(
+                    str(self._path), limit=LONGEST_LINE
+                )
             except OSError:
                 await asyncio.sleep(backoff_s)
                 backoff_s = min(2 * backoff_s, LONGEST_BACKOFF_S)

@@ -76,7 +76,9 @@ class Picker:
         self.read_fleet()
         self.read_allocation()
         server = grpc.aio.server(options=OPTIONS)
-        server.add_generic_rpc_handlers((protocol.processor(self.service.process), protocol.access_log(self._access_log)))
+        server.add_generic_rpc_handlers(
+            (protocol.processor(self.service.process), protocol.access_log(self._access_log))
+        )
         self.run_dir.picker_socket.unlink(missing_ok=True)
         server.add_insecure_port(f"unix:{self.run_dir.picker_socket}")
         await self.link.start(self.run_dir.link_socket)
@@ -128,8 +130,13 @@ class Picker:
 
     def open_requests(self) -> tuple[OpenRequest, ...]:
         """Return what is in flight or held."""
-        waiting = (flight for arm_id in self.state.held.arms() for flight in self.state.held.of(arm_id))
-        return tuple(flight.as_open(self.state.name_of(flight.replica)) for flight in (*self.ledger.flights(), *waiting))
+        waiting = (
+            flight for arm_id in self.state.held.arms() for flight in self.state.held.of(arm_id)
+        )
+        return tuple(
+            flight.as_open(self.state.name_of(flight.replica))
+            for flight in (*self.ledger.flights(), *waiting)
+        )
 
     def fault(self, arm_id: str, message: str) -> None:
         """Note something that went wrong."""
@@ -166,12 +173,20 @@ class Picker:
         if member is None:
             return
         # A server without /metrics is there all the same.
-        down = not health.healthy and health.failures >= 3 and not health.error.startswith("/metrics answered")
+        down = (
+            not health.healthy
+            and health.failures >= 3
+            and not health.error.startswith("/metrics answered")
+        )
         if self.state.set_healthy(name, not down):
             self.fault("", f"replica {name} is {'away: ' + health.error if down else 'back'}")
             self.service.release()
         scrape = scrape or Scrape()
-        running, waiting, kv_usage = scrape.running or 0.0, scrape.waiting or 0.0, scrape.kv_usage or 0.0
+        running, waiting, kv_usage = (
+            scrape.running or 0.0,
+            scrape.waiting or 0.0,
+            scrape.kv_usage or 0.0,
+        )
         if health.scrape:
             self.state.report(name, running, waiting, kv_usage)
         if scrape.kv_blocks and scrape.block_size:
@@ -247,12 +262,16 @@ async def _serve(run_dir: RunDir) -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the process."""
-    parser = argparse.ArgumentParser(prog="python -m autopoiesis.gateway.picker", description=__doc__)
-    parser.add_argument("--run-dir", type=Path, required=True, help="where fleet.json and the sockets are")
+    parser = argparse.ArgumentParser(
+        prog="python -m autopoiesis.gateway.picker", description=__doc__
+    )
+    parser.add_argument(
+        "--run-dir", type=Path, required=True, help="where fleet.json and the sockets are"
+    )
     run_dir = parser.parse_args(arguments).run_dir.resolve()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     if not run_dir.is_dir():
-        print(f"There is no run directory {run_dir}; `autopoiesis serve` makes one.", file=sys.stderr)  # noqa: T201
+        sys.stderr.write(f"There is no run directory {run_dir}; `autopoiesis serve` makes one.\n")
         return 2
     warm_up()
     with suppress(KeyboardInterrupt):

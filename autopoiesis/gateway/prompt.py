@@ -126,7 +126,9 @@ def _chat(fields: Json, collector: _Collector) -> None:
         content = fields_of.get("content")
         if content is not None and not isinstance(content, str | list):
             param = f"{where}.content"
-            raise BadRequestError(f"'{param}' must be a string or a list, not {_kind(content)}.", param)
+            raise BadRequestError(
+                f"'{param}' must be a string or a list, not {_kind(content)}.", param
+            )
         collector.parts.append(f"\n{_text(fields_of.get('role'))}\n")
         collector.add_any(content)
 
@@ -136,7 +138,9 @@ def _completion(fields: Json, collector: _Collector) -> None:
     if prompt is None and fields.get("prompt_embeds") is None:
         raise BadRequestError("The field 'prompt' is missing.", "prompt")
     if prompt is not None and not isinstance(prompt, str | list):
-        raise BadRequestError(f"'prompt' must be a string or a list, not {_kind(prompt)}.", "prompt")
+        raise BadRequestError(
+            f"'prompt' must be a string or a list, not {_kind(prompt)}.", "prompt"
+        )
     collector.add_any(prompt)
 
 
@@ -159,5 +163,11 @@ def _text(value: object) -> str:
 
 
 def _kind(value: object) -> str:
-    names: dict[type, str] = {dict: "an object", list: "a list", str: "a string", bool: "a boolean", type(None): "null"}
+    names: dict[type, str] = {
+        dict: "an object",
+        list: "a list",
+        str: "a string",
+        bool: "a boolean",
+        type(None): "null",
+    }
     return names.get(type(value), "a number")

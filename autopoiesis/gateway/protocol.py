@@ -48,7 +48,9 @@ def processor(handler: Handler) -> grpc.GenericRpcHandler:
     method = grpc.stream_stream_rpc_method_handler(
         handler, request_deserializer=ext_proc.ProcessingRequest.FromString
     )
-    return grpc.method_handlers_generic_handler("envoy.service.ext_proc.v3.ExternalProcessor", {"Process": method})
+    return grpc.method_handlers_generic_handler(
+        "envoy.service.ext_proc.v3.ExternalProcessor", {"Process": method}
+    )
 
 
 def access_log(handler: Handler) -> grpc.GenericRpcHandler:
@@ -80,7 +82,9 @@ def choice(flight: Flight, addresses: tuple[str, ...]) -> bytes:
     answer = ext_proc.ProcessingResponse(request_body=ext_proc.BodyResponse())
     namespaces = answer.dynamic_metadata.fields
     if addresses:
-        namespaces[ENDPOINT_NAMESPACE].struct_value.fields[ENDPOINT_KEY].string_value = ",".join(addresses)
+        namespaces[ENDPOINT_NAMESPACE].struct_value.fields[ENDPOINT_KEY].string_value = ",".join(
+            addresses
+        )
     decision = namespaces[DECISION_NAMESPACE].struct_value.fields
     decision["key"].string_value = flight.key
     decision["arm"].string_value = flight.arm_id

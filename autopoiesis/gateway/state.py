@@ -90,7 +90,9 @@ class GatewayState:
         self.held = HeldQueue()
         self.clock = clock
         self._rng = rng
-        self._fleet: FleetState = fleet.fleet_state(MOST_REPLICAS, objective, PREFIX_SLOTS, BLOCK_TOKENS)
+        self._fleet: FleetState = fleet.fleet_state(
+            MOST_REPLICAS, objective, PREFIX_SLOTS, BLOCK_TOKENS
+        )
         self._members: dict[str, Member] = {}
         self._index: dict[str, int] = {}
         self._names: dict[int, str] = {}
@@ -168,7 +170,11 @@ class GatewayState:
 
     def in_flight(self, name: str) -> int:
         """Return how many requests are on their way at a replica, by our own count."""
-        return int(self._fleet.replica[self._index[name], fleet.IN_FLIGHT]) if name in self._index else 0
+        return (
+            int(self._fleet.replica[self._index[name], fleet.IN_FLIGHT])
+            if name in self._index
+            else 0
+        )
 
     # --- decisions ----------------------------------------------------------------------------
 
@@ -227,7 +233,9 @@ class GatewayState:
         flight.answered = True
         flight.ttft_s = self.clock() - flight.arrived_s
         since_sent_s = self.clock() - flight.dispatched_s
-        fleet.first_token(self._fleet, flight.replica, flight.uncached_tokens, flight.context_tokens, since_sent_s)
+        fleet.first_token(
+            self._fleet, flight.replica, flight.uncached_tokens, flight.context_tokens, since_sent_s
+        )
 
     def assume_first_tokens(self) -> None:
         """Take the first token of plain answers, which nobody sees, to be out when it usually is."""
@@ -237,15 +245,25 @@ class GatewayState:
             if flight.replica >= 0 and not flight.answered:
                 flight.answered = True
                 usual_s = self._fleet.replica[flight.replica, fleet.TTFT]
-                fleet.first_token(self._fleet, flight.replica, flight.uncached_tokens, flight.context_tokens, usual_s)
+                fleet.first_token(
+                    self._fleet,
+                    flight.replica,
+                    flight.uncached_tokens,
+                    flight.context_tokens,
+                    usual_s,
+                )
 
-    def finish(self, flight: Flight, replica: int, tpot_s: float, output_tokens: float, failed: bool) -> None:
+    def finish(
+        self, flight: Flight, replica: int, tpot_s: float, output_tokens: float, failed: bool
+    ) -> None:
         """Account for the end of a request that was sent (`tpot_s` 0: unknown)."""
         self._move(flight, replica)
         r = flight.replica
         if r >= 0:
             uncached, context = flight.uncached_tokens, flight.context_tokens
-            fleet.finish(self._fleet, r, uncached, context, flight.answered, tpot_s, output_tokens, failed)
+            fleet.finish(
+                self._fleet, r, uncached, context, flight.answered, tpot_s, output_tokens, failed
+            )
         flight.replica = -1
 
     # --- inside -------------------------------------------------------------------------------
@@ -257,15 +275,29 @@ class GatewayState:
 
     def _describe(self, arm: ServingArm, flight: Flight, waited_s: float) -> None:
         fleet.describe_request(
-            arm.registers, self._fleet, flight.input_tokens, flight.max_output_tokens, flight.priority_class, waited_s
+            arm.registers,
+            self._fleet,
+            flight.input_tokens,
+            flight.max_output_tokens,
+            flight.priority_class,
+            waited_s,
         )
-        fleet.describe_fleet(arm.registers, self._fleet, arm.group, self.clock(), self._rng.random())
+        fleet.describe_fleet(
+            arm.registers, self._fleet, arm.group, self.clock(), self._rng.random()
+        )
 
     def _place(self, arm: ServingArm, flight: Flight) -> Addresses | None:
         """Send the request by the arm's order; None if every replica of the arm is at its ceiling."""
         now_s = self.clock()
         count = fleet.place(
-            arm.program, arm.registers, self._fleet, arm.group, flight.blocks, flight.session, now_s, self._order
+            arm.program,
+            arm.registers,
+            self._fleet,
+            arm.group,
+            flight.blocks,
+            flight.session,
+            now_s,
+            self._order,
         )
         if count > 0:
             return self._send(flight, self._order[:count].tolist())
@@ -286,7 +318,9 @@ class GatewayState:
         row = self._fleet.replica
         others.sort(key=lambda r: (row[r, fleet.DRAINING], row[r, fleet.IN_FLIGHT]))
         self._dispatch(flight, chosen[0])
-        return tuple(self._members[self._names[r]].address for r in (*chosen, *others[:LAST_RESORTS]))
+        return tuple(
+            self._members[self._names[r]].address for r in (*chosen, *others[:LAST_RESORTS])
+        )
 
     def _dispatch(self, flight: Flight, replica: int) -> None:
         flight.replica = replica
@@ -306,7 +340,14 @@ class GatewayState:
         if replica in {-1, flight.replica} or flight.replica < 0:
             return
         fleet.finish(
-            self._fleet, flight.replica, flight.uncached_tokens, flight.context_tokens, flight.answered, 0.0, 0.0, True
+            self._fleet,
+            flight.replica,
+            flight.uncached_tokens,
+            flight.context_tokens,
+            flight.answered,
+            0.0,
+            0.0,
+            True,
         )
         sent_s = flight.dispatched_s
         flight.answered = False
@@ -342,20 +383,30 @@ class GatewayState:
     def _leave(self, name: str) -> None:
         index = self._index.pop(name)
         del self._names[index]
-        self._free.append(index)  # last in line: requests still on their way there must not count elsewhere
+        self._free.append(
+            index
+        )  # last in line: requests still on their way there must not count elsewhere
         del self._by_address[self._members.pop(name).address]
         self._kv_tokens.pop(name, None)
         self._down.discard(name)
         self._fleet.replica[index, fleet.DRAINING] = 1.0
 
     def _prefix_blocks(self, kv_tokens: int) -> int:
-        return min(PREFIX_SLOTS, kv_tokens // int(self._fleet.block_tokens[0])) if kv_tokens else PREFIX_SLOTS
+        return (
+            min(PREFIX_SLOTS, kv_tokens // int(self._fleet.block_tokens[0]))
+            if kv_tokens
+            else PREFIX_SLOTS
+        )
 
     def _regroup(self) -> None:
         """Make the groups of the current allocation anew; arms that go on keep their counters."""
         everything = np.array(sorted(self._index.values()), np.int64)
         self._baseline = _serving(
-            self._baseline.arm_id, self._baseline.program, everything, 1.0, self._baseline.group.counters
+            self._baseline.arm_id,
+            self._baseline.program,
+            everything,
+            1.0,
+            self._baseline.group.counters,
         )
         cells, programs = self._allocation
         arms: dict[str, ServingArm] = {}
@@ -370,7 +421,9 @@ class GatewayState:
             served = [shard for cell in own for shard in cell.shards]
             before = self._arms.get(arm_id)
             counters = before.group.counters if before else None
-            arms[arm_id] = _serving(arm_id, programs[arm_id], members, len(served) / SHARDS, counters)
+            arms[arm_id] = _serving(
+                arm_id, programs[arm_id], members, len(served) / SHARDS, counters
+            )
             for shard in served:
                 shards[shard] = arms[arm_id]
         self._arms, self._arm_of_shard = arms, shards

@@ -27,7 +27,9 @@ def warm_up() -> None:
     policy = verify(_POLICY)
     program = compile_policy(policy)
     state = GatewayState(Objective(), (policy.id, program), np.random.default_rng(0), lambda: 1.0)
-    state.set_members([Member(name=f"r{i}", address=f"127.0.0.1:{i + 1}", profile="") for i in range(2)])
+    state.set_members(
+        [Member(name=f"r{i}", address=f"127.0.0.1:{i + 1}", profile="") for i in range(2)]
+    )
     cell = Cell(policy.id, ("r0", "r1"), tuple(range(SHARDS)))
     state.allocate(0, [cell], {policy.id: program})
     state.report("r0", 1.0, 0.0, 0.5)

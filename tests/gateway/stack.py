@@ -2,8 +2,8 @@
 
 import http.client
 import json
-import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -54,21 +54,44 @@ class Stack:
         port = member.address.rpartition(":")[2]
         self.start(member.name, [sys.executable, str(UPSTREAM), port, member.name])
 
+    def listens(self, member: Member) -> bool:
+        host, _, port = member.address.rpartition(":")
+        with socket.socket() as trial:
+            return trial.connect_ex((host, int(port))) == 0
+
     def start_picker(self) -> None:
         before = self.log("picker").count("ready") if (self.run_dir / "picker.log").exists() else 0
-        self.start("picker", [sys.executable, "-m", "autopoiesis.gateway.picker", "--run-dir", str(self.run_dir)])
+        self.start(
+            "picker",
+            [sys.executable, "-m", "autopoiesis.gateway.picker", "--run-dir", str(self.run_dir)],
+        )
         wait_until(lambda: self.log("picker").count("ready") > before, 120)
 
-    def post(self, body: object, path: str = "/v1/chat/completions", headers: dict[str, str] | None = None) -> Answer:
+    def post(
+        self,
+        body: object,
+        path: str = "/v1/chat/completions",
+        headers: dict[str, str] | None = None,
+    ) -> Answer:
         data = body if isinstance(body, bytes) else json.dumps(body).encode()
-        return self.request("POST", path, data, {"content-type": "application/json", **(headers or {})})
+        return self.request(
+            "POST", path, data, {"content-type": "application/json", **(headers or {})}
+        )
 
-    def request(self, method: str, path: str, body: bytes | None = None, headers: dict[str, str] | None = None) -> Answer:
+    def request(
+        self,
+        method: str,
+        path: str,
+        body: bytes | None = None,
+        headers: dict[str, str] | None = None,
+    ) -> Answer:
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
         try:
             connection.request(method, path, body, headers or {})
             response = connection.getresponse()
-            return Answer(response.status, {k.lower(): v for k, v in response.getheaders()}, response.read())
+            return Answer(
+                response.status, {k.lower(): v for k, v in response.getheaders()}, response.read()
+            )
         finally:
             connection.close()
 
@@ -91,7 +114,12 @@ def running_stack(
 ) -> Iterator[Stack]:
     port, *ports = free_ports(replicas + 1)
     members = [
-        Member(name=f"r{i}", address=f"127.0.0.1:{p}", profile="h100-llama-3-8b-tp1-bf16", kind="remote")
+        Member(
+            name=f"r{i}",
+            address=f"127.0.0.1:{p}",
+            profile="h100-llama-3-8b-tp1-bf16",
+            kind="remote",
+        )
         for i, p in enumerate(ports)
     ]
     stack = Stack(run_dir, port, members)
@@ -109,9 +137,6 @@ def running_stack(
             process.kill()
         for process in stack.processes.values():
             process.wait(10)
-        if os.environ.get("SHOW_LOGS"):
-            for log in run_dir.glob("*.log"):
-                print(f"--- {log.name}\n{log.read_text()[-4000:]}")
 
 
 def _answers(stack: Stack) -> bool:

@@ -24,7 +24,9 @@ def test_envoy_accepts_the_configuration(tmp_path: Path):
 def test_envoy_refuses_a_broken_configuration(tmp_path: Path):
     argv = envoy.prepare(tmp_path, "127.0.0.1", 8080, MEMBERS)
     file = RunDir(tmp_path).envoy_config
-    file.write_text(file.read_text().replace("envoy.filters.http.router", "no.such.filter").replace("router.v3.Router", "x"))
+    file.write_text(
+        file.read_text().replace("extensions.filters.http.router.v3.Router", "no.such.Filter")
+    )
     with pytest.raises(EnvoyError, match="refuses its configuration"):
         envoy.validate(argv)
 
@@ -39,12 +41,19 @@ def test_settings_change_the_configuration_but_not_the_address(tmp_path: Path):
 
 def test_endpoints_carry_names_and_addresses(tmp_path: Path):
     write_endpoints(RunDir(tmp_path), MEMBERS)
-    told = json.loads(RunDir(tmp_path).endpoints.read_text())["resources"][0]["endpoints"][0]["lb_endpoints"]
-    assert [e["endpoint"]["address"]["socket_address"]["address"] for e in told] == ["127.0.0.1", "::1"]
+    told = json.loads(RunDir(tmp_path).endpoints.read_text())["resources"][0]["endpoints"][0][
+        "lb_endpoints"
+    ]
+    assert [e["endpoint"]["address"]["socket_address"]["address"] for e in told] == [
+        "127.0.0.1",
+        "::1",
+    ]
     assert [e["metadata"]["filter_metadata"]["replica"]["name"] for e in told] == ["a", "b"]
 
 
-@pytest.mark.parametrize("address", ["", "localhost", ":80", "1.2.3.4:", "1.2.3.4:x", "1.2.3.4:70000", "1.2.3.4:0"])
+@pytest.mark.parametrize(
+    "address", ["", "localhost", ":80", "1.2.3.4:", "1.2.3.4:x", "1.2.3.4:70000", "1.2.3.4:0"]
+)
 def test_a_wrong_address_is_explained(address: str):
     with pytest.raises(ValueError, match="IP:port"):
         split_address(address)

@@ -6,17 +6,27 @@ import pytest
 
 from autopoiesis.arms.allocation import Allocation, Cell
 from autopoiesis.arms.objective import Objective
-from autopoiesis.gateway.link import Allocate, Batch, LinkError, LinkServer, Outbox, PickerLink, decode_line
+from autopoiesis.gateway.link import (
+    Allocate,
+    Batch,
+    LinkError,
+    LinkServer,
+    Outbox,
+    PickerLink,
+    decode_line,
+)
 from autopoiesis.telemetry.records import ReplicaSample, RequestRecord, Status
 
 RECORD = RequestRecord(
-    id="x", arrived_s=1.5, path="/v1/completions", model="m", status=Status.COMPLETED, http_status=200, arm_id="a", window=3,
-    shard=5, session=-(2**62), replica="r0", attempts=1, stream=True, input_tokens=10, output_tokens=20, max_output_tokens=30,
-    cached_tokens=0, usage_counted=True, priority_class=0.0, held_s=0.0, decision_s=0.0001, ttft_s=None, e2e_s=1.0,
-    blocks=(2**62, -5),
+    id="x", arrived_s=1.5, path="/v1/completions", model="m", status=Status.COMPLETED, http_status=200,
+    arm_id="a", window=3, shard=5, session=-(2**62), replica="r0", attempts=1, stream=True, input_tokens=10,
+    output_tokens=20, max_output_tokens=30, cached_tokens=0, usage_counted=True, priority_class=0.0, held_s=0.0,
+    decision_s=0.0001, ttft_s=None, e2e_s=1.0, blocks=(2**62, -5),
 )  # fmt: skip
 SAMPLE = ReplicaSample(1.0, "r0", "127.0.0.1:1", True, 1, 1.0, 0.0, 0.5, 1.0, 2.0, 3.0)
-ALLOCATION = Allocation(4, (Cell("a", ("r0", "r1"), (0, 1, 2), 0.25), Cell("b", ("r2",), (3,), 1.0)))
+ALLOCATION = Allocation(
+    4, (Cell("a", ("r0", "r1"), (0, 1, 2), 0.25), Cell("b", ("r2",), (3,), 1.0))
+)
 
 
 def record(name: str) -> RequestRecord:
@@ -103,7 +113,9 @@ async def test_nothing_is_lost_or_doubled_when_the_connection_breaks(tmp_path: P
     async with PickerLink(tmp_path / "link.sock") as fresh:
         outbox.add_request(record("3"))
         assert [r.id for r in (await asyncio.wait_for(anext(fresh), 5)).requests] == ["3"]
-    async with PickerLink(tmp_path / "link.sock") as another:  # a new controller gets what was never acknowledged
+    async with PickerLink(
+        tmp_path / "link.sock"
+    ) as another:  # a new controller gets what was never acknowledged
         assert [r.id for r in (await asyncio.wait_for(anext(another), 5)).requests] == ["3"]
     sending.cancel()
     await server.close()

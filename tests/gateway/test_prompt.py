@@ -1,3 +1,5 @@
+from contextlib import suppress
+
 import orjson
 import pytest
 from hypothesis import given, settings
@@ -21,10 +23,25 @@ def read(path: str, **fields: object):
         (CHAT, b"3", "JSON object, not a number", None),
         (CHAT, b"{}", "'messages' is missing", "messages"),
         (CHAT, b'{"messages": "hi"}', "'messages' must be a list, not a string", "messages"),
-        (CHAT, b'{"messages": [{}, 5]}', r"'messages\[1\]' must be an object, not a number", "messages[1]"),
-        (CHAT, b'{"messages": [{"content": 5}]}', "must be a string or a list, not a number", "messages[0].content"),
+        (
+            CHAT,
+            b'{"messages": [{}, 5]}',
+            r"'messages\[1\]' must be an object, not a number",
+            "messages[1]",
+        ),
+        (
+            CHAT,
+            b'{"messages": [{"content": 5}]}',
+            "must be a string or a list, not a number",
+            "messages[0].content",
+        ),
         (COMPLETIONS, b"{}", "'prompt' is missing", "prompt"),
-        (COMPLETIONS, b'{"prompt": true}', "'prompt' must be a string or a list, not a boolean", "prompt"),
+        (
+            COMPLETIONS,
+            b'{"prompt": true}',
+            "'prompt' must be a string or a list, not a boolean",
+            "prompt",
+        ),
         ("/v1/embeddings", b"{nope", "not valid JSON", None),
     ],
 )
@@ -45,12 +62,23 @@ def test_a_chat_is_read():
         user="me",
         messages=[
             {"role": "system", "content": "be kind"},
-            {"role": "user", "content": [{"type": "text", "text": "look"}, {"type": "image_url", "image_url": {}}]},
+            {
+                "role": "user",
+                "content": [
+                    {"type": "text", "text": "look"},
+                    {"type": "image_url", "image_url": {}},
+                ],
+            },
             {"role": "assistant", "content": None},
         ],
     )
     assert prompt.text.split() == ["system", "be", "kind", "user", "look", "assistant"]
-    assert (prompt.stream, prompt.max_output_tokens, prompt.priority_class, prompt.user) == (True, 7, -3.0, "me")
+    assert (prompt.stream, prompt.max_output_tokens, prompt.priority_class, prompt.user) == (
+        True,
+        7,
+        -3.0,
+        "me",
+    )
     assert prompt.counted_tokens == MEDIA_TOKENS
 
 
@@ -72,35 +100,52 @@ def test_a_strange_limit_is_left_to_the_replica(value: object):
 
 
 def test_uploads_are_no_json():
-    assert read_prompt("/v1/audio/transcriptions", "multipart/form-data; boundary=x", b"--x\r\n").text == ""
+    assert (
+        read_prompt("/v1/audio/transcriptions", "multipart/form-data; boundary=x", b"--x\r\n").text
+        == ""
+    )
 
 
 @given(st.binary(max_size=200))
 def test_no_bytes_can_do_more_than_be_refused(body: bytes):
-    try:
-        read_prompt(CHAT, JSON, body)
-    except BadRequestError as error:
-        assert str(error).endswith(".")
+    with suppress(BadRequestError):
+        assert read_prompt(CHAT, JSON, body).max_output_tokens >= 1
 
 
 anything = st.recursive(
-    st.none() | st.booleans() | st.integers(-(2**63), 2**63) | st.floats(allow_nan=False) | st.text(max_size=5),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**63), 2**63)
+    | st.floats(allow_nan=False)
+    | st.text(max_size=5),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3)
+    ),
     max_leaves=8,
 )
 names = st.sampled_from(
-    ["messages", "prompt", "content", "text", "tools", "max_tokens", "priority", "stream", "user", "model", "input"]
+    [
+        "messages",
+        "prompt",
+        "content",
+        "text",
+        "tools",
+        "max_tokens",
+        "priority",
+        "stream",
+        "user",
+        "model",
+        "input",
+    ]
 )
-bodies = st.dictionaries(names, anything | st.lists(st.dictionaries(names, anything, max_size=2), max_size=2), max_size=5)
+objects = st.lists(st.dictionaries(names, anything, max_size=2), max_size=2)
+bodies = st.dictionaries(names, anything | objects, max_size=5)
 
 
 @settings(max_examples=60, deadline=None)
 @given(bodies, st.sampled_from([CHAT, COMPLETIONS, "/v1/responses"]))
 def test_no_object_can_do_more_than_be_refused(fields: dict[str, object], path: str):
-    try:
+    with suppress(BadRequestError):
         prompt = read(path, **fields)
-    except BadRequestError as error:
-        assert error.param
-    else:
         assert prompt.max_output_tokens >= 1
         assert prompt.counted_tokens >= 0

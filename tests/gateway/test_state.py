@@ -42,16 +42,20 @@ def members(count: int) -> list[Member]:
 
 
 def make(count: int = 3, clock: Clock | None = None) -> GatewayState:
-    state = GatewayState(Objective(), (LEAST.id, program(LEAST.source)), np.random.default_rng(0), clock or Clock())
+    state = GatewayState(
+        Objective(), (LEAST.id, program(LEAST.source)), np.random.default_rng(0), clock or Clock()
+    )
     state.set_members(members(count))
     return state
 
 
-def serve(state: GatewayState, source: str, replicas: Sequence[str], arm_id: str = "arm", shards: Sequence[int] = ALL_SHARDS):
-    state.allocate(1, [Cell(arm_id, tuple(replicas), tuple(shards))], {arm_id: program(source)})
+def serve(state: GatewayState, source: str, replicas: Sequence[str], arm_id: str = "arm"):
+    state.allocate(1, [Cell(arm_id, tuple(replicas), ALL_SHARDS)], {arm_id: program(source)})
 
 
-def flight(number: int = 0, tokens: float = 100.0, shard: int = 0, stream: bool = True, **fields: object) -> Flight:
+def flight(
+    number: int = 0, tokens: float = 100.0, shard: int = 0, stream: bool = True, **fields: object
+) -> Flight:
     return Flight(
         key=str(number), request_id=str(number), path="/v1/chat/completions", model="m", stream=stream, characters=400,
         input_tokens=tokens, max_output_tokens=50.0, priority_class=0.0, session=0, shard=shard, arrived_s=100.0,

@@ -34,7 +34,9 @@ async def chat(request: web.Request) -> web.StreamResponse:
         choices = [{"index": 0, "message": message, "finish_reason": "length"}]
         answer = {**ABOUT, "object": "chat.completion", "choices": choices, "usage": usage}
         return web.json_response(answer, headers=headers)
-    response = web.StreamResponse(headers={"content-type": "text/event-stream; charset=utf-8", **headers})
+    response = web.StreamResponse(
+        headers={"content-type": "text/event-stream; charset=utf-8", **headers}
+    )
     await response.prepare(request)
     await asyncio.sleep(how.get("first_s", 0.0))
     for i in range(tokens):
@@ -68,7 +70,9 @@ async def metrics(_: web.Request) -> web.Response:
 
 
 async def echo(request: web.Request) -> web.Response:
-    return web.json_response({"headers": dict(request.headers), "length": len(await request.read())})
+    return web.json_response(
+        {"headers": dict(request.headers), "length": len(await request.read())}
+    )
 
 
 app = web.Application(client_max_size=1 << 30)
