@@ -168,6 +168,10 @@ def explain(path: Path, error: duckdb.Error) -> TelemetryError:
         return TelemetryError(
             f"{path} is damaged ({cause}); move it away or restore a copy, then start again."
         )
+    if "Could not write" in text or "Cannot open file" in text:
+        return TelemetryError(
+            f"{path} cannot be written ({cause}); free disk space or choose another --data-dir."
+        )
     if "version number" in text:
         return TelemetryError(
             f"{path} was written by another DuckDB than {duckdb.__version__} ({cause}); "

@@ -43,9 +43,10 @@ class Owner:
                 raise TelemetryError(self._unwritten(error)) from error
 
     def _unwritten(self, error: duckdb.Error) -> str:
-        lacks = isinstance(error, (duckdb.IOException, duckdb.OutOfMemoryException))
-        advice = "free disk space or memory" if lacks else "the write itself is wrong"
-        return f"Nothing was written to {self._name}: {first_sentence(str(error)).rstrip('.')}; {advice}."
+        cause = first_sentence(str(error)).rstrip(".")
+        lacks = "Could not write" in cause or isinstance(error, duckdb.OutOfMemoryException)
+        advice = "; free disk space or memory, then it goes on." if lacks else "."
+        return f"Nothing of this was written to {self._name}: {cause}{advice}"
 
     def _attempt(self, write: Callable[[Connection], None]) -> None:
         connection = self._live()

@@ -130,8 +130,8 @@ def _only_statement(connection: Connection, sql: str) -> Statement:
         raise QueryError(
             f"A query may have {MAX_CHARACTERS:,} characters, this one has {len(sql):,}."
         )
-    if "\0" in sql:
-        raise QueryError("A query may not hold a zero character.")
+    if "\0" in sql or any("\ud800" <= character <= "\udfff" for character in sql):
+        raise QueryError("A query is text in UTF-8, without zero characters.")
     statements = connection.extract_statements(sql)
     if len(statements) != 1:
         raise QueryError(f"Ask with exactly one SELECT; these are {len(statements)} statements.")
