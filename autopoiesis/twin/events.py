@@ -6,7 +6,6 @@ comes first, then arrivals, then ends of steps, so that a step sees all that has
 
 from typing import NamedTuple
 
-import numba
 import numpy as np
 from numpy.typing import NDArray
 
@@ -26,10 +25,9 @@ from autopoiesis.arms.fleet import (
     urgency,
 )
 from autopoiesis.arms.machine import PRIORITY, Program
-from autopoiesis.twin.kv import CAPACITY
+from autopoiesis.twin.kv import CAPACITY, inner, kernel
 from autopoiesis.twin.outcome import Status
 from autopoiesis.twin.scheduler import (
-    CACHED,
     DECODING,
     END,
     FIRST_OUT,
@@ -128,7 +126,7 @@ class World(NamedTuple):
     """(R,): scratch for `place`."""
 
 
-@numba.njit(cache=True)
+@inner
 def draw(random: NDArray[np.uint64]) -> float:
     """Return one uniform number in [0, 1) (Marsaglia's xorshift, 13-7-17)."""
     x = random[0]
@@ -139,7 +137,7 @@ def draw(random: NDArray[np.uint64]) -> float:
     return float(x >> np.uint64(11)) * (1.0 / 9007199254740992.0)
 
 
-@numba.njit(cache=True)
+@inner
 def _program(groups: Groups, g: int) -> Program:
     return Program(
         groups.code[groups.code_from[g] : groups.code_from[g + 1]],
@@ -149,7 +147,7 @@ def _program(groups: Groups, g: int) -> Program:
     )
 
 
-@numba.njit(cache=True)
+@inner
 def _group(groups: Groups, g: int) -> Group:
     return Group(
         groups.members[groups.members_from[g] : groups.members_from[g + 1]],
@@ -158,7 +156,7 @@ def _group(groups: Groups, g: int) -> Group:
     )
 
 
-@numba.njit(cache=True)
+@inner
 def _describe_request(w: World, program: Program, i: int, now_s: float) -> None:
     t = w.traffic
     describe_request(
@@ -171,7 +169,7 @@ def _describe_request(w: World, program: Program, i: int, now_s: float) -> None:
     )
 
 
-@numba.njit(cache=True)
+@inner
 def _place(w: World, program: Program, group: Group, i: int, now_s: float) -> bool:
     """Place request i, whose registers are filled, and send it; False if it must be held."""
     t = w.traffic
@@ -183,7 +181,7 @@ def _place(w: World, program: Program, group: Group, i: int, now_s: float) -> bo
     return True
 
 
-@numba.njit(cache=True)
+@inner
 def _send(w: World, i: int, r: int, blocks: NDArray[np.int64], now_s: float) -> None:
     t, ledger, e = w.traffic, w.ledger, w.engines
     ledger.cell[i] = w.groups.cell_of_shard[t.shard[i]]
@@ -212,13 +210,13 @@ def _send(w: World, i: int, r: int, blocks: NDArray[np.int64], now_s: float) -> 
         cut(e, r, now_s)
 
 
-@numba.njit(cache=True)
+@inner
 def _shed(w: World, i: int) -> None:
     w.ledger.cell[i] = w.groups.cell_of_shard[w.traffic.shard[i]]
     w.ledger.status[i] = SHED
 
 
-@numba.njit(cache=True)
+@inner
 def _hold(w: World, g: int, i: int) -> None:
     newest = w.groups.held[g, 1]
     w.ledger.neighbour[i, 0], w.ledger.neighbour[i, 1] = -1, newest
@@ -230,7 +228,7 @@ def _hold(w: World, g: int, i: int) -> None:
     w.groups.counters[g, 1] += 1.0
 
 
-@numba.njit(cache=True)
+@inner
 def _let_go(w: World, g: int, i: int) -> None:
     after, before = w.ledger.neighbour[i, 0], w.ledger.neighbour[i, 1]
     if before < 0:
@@ -244,7 +242,7 @@ def _let_go(w: World, g: int, i: int) -> None:
     w.groups.counters[g, 1] -= 1.0
 
 
-@numba.njit(cache=True)
+@inner
 def _most_urgent(w: World, program: Program, g: int, now_s: float) -> int:
     best = w.groups.held[g, 0]
     if program.entry[PRIORITY] < 0:
@@ -260,7 +258,7 @@ def _most_urgent(w: World, program: Program, g: int, now_s: float) -> int:
     return best
 
 
-@numba.njit(cache=True)
+@inner
 def _release_held(w: World, g: int, now_s: float) -> None:
     """Place the requests that group g holds, the most urgent first, until one finds no place."""
     if w.groups.counters[g, 1] == 0.0:
@@ -275,7 +273,7 @@ def _release_held(w: World, g: int, now_s: float) -> None:
         _let_go(w, g, i)
 
 
-@numba.njit(cache=True)
+@kernel
 def rehold(w: World, requests: NDArray[np.int64]) -> None:
     """Hand these requests, in order of arrival, to the groups of their shards, and place what can be."""
     for i in requests:
@@ -284,7 +282,7 @@ def rehold(w: World, requests: NDArray[np.int64]) -> None:
         _release_held(w, g, w.clock_s[NOW])
 
 
-@numba.njit(cache=True)
+@inner
 def _take_arrival(w: World, i: int, now_s: float) -> None:
     arrive(w.fleet, float(w.traffic.input_tokens[i]), now_s)
     g = int(w.groups.of_shard[w.traffic.shard[i]])
@@ -300,7 +298,7 @@ def _take_arrival(w: World, i: int, now_s: float) -> None:
             _shed(w, i)
 
 
-@numba.njit(cache=True)
+@inner
 def _end_steps(w: World, r: int, now_s: float) -> None:
     ledger, e = w.ledger, w.engines
     moved = False
@@ -339,7 +337,7 @@ def _end_steps(w: World, r: int, now_s: float) -> None:
     plan(e, r, now_s, w.cursor[LONGEST])
 
 
-@numba.njit(cache=True)
+@inner
 def _scrape(w: World, now_s: float) -> None:
     e = w.engines
     for r in range(len(e.counts)):
@@ -351,7 +349,7 @@ def _scrape(w: World, now_s: float) -> None:
             _release_held(w, g, now_s)
 
 
-@numba.njit(cache=True)
+@inner
 def _shed_overdue(w: World, g: int, now_s: float) -> None:
     i = w.groups.held[g, 0]
     while i >= 0 and now_s - w.traffic.arrival_s[i] > HELD_LIMIT_S:
@@ -360,7 +358,7 @@ def _shed_overdue(w: World, g: int, now_s: float) -> None:
         i = w.groups.held[g, 0]
 
 
-@numba.njit(cache=True)
+@inner
 def _busy(w: World, g: int) -> bool:
     """Tell whether anything will end in the group; if not, only time can free what it holds."""
     sequences = 0
@@ -369,12 +367,15 @@ def _busy(w: World, g: int) -> bool:
     return sequences > 0
 
 
-@numba.njit(cache=True)
+@inner
 def _holds(w: World) -> bool:
-    return w.groups.counters[:, 1].sum() > 0.0
+    held = 0.0
+    for g in range(len(w.groups.counters)):
+        held += w.groups.counters[g, 1]
+    return held > 0.0
 
 
-@numba.njit(cache=True)
+@inner
 def _next_step(ends_s: NDArray[np.float64]) -> int:
     best = 0
     for r in range(1, len(ends_s)):
@@ -383,7 +384,7 @@ def _next_step(ends_s: NDArray[np.float64]) -> int:
     return best
 
 
-@numba.njit(cache=True)
+@kernel
 def run(w: World, until_s: float) -> None:
     """Process every event up to and including `until_s`; with infinity, until nothing happens any more."""
     t, e, clock, cursor = w.traffic, w.engines, w.clock_s, w.cursor
@@ -411,9 +412,3 @@ def run(w: World, until_s: float) -> None:
         else:
             clock[NOW] = step_s
             _end_steps(w, r, step_s)
-
-
-@numba.njit(cache=True)
-def cached_tokens(w: World) -> NDArray[np.int64]:
-    """Return the prompt tokens that each request found cached."""
-    return np.maximum(w.engines.slots[:, CACHED], 0)

@@ -12,6 +12,12 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
+kernel = numba.njit(cache=True, _nrt=False)
+"""Decorator of the twin's kernels. They own no memory, and without counting references to what they
+are lent they run twice as fast. Such a kernel cannot allocate; only another may use arrays it returns."""
+inner = numba.njit(cache=True, _nrt=False, no_cpython_wrapper=True, no_cfunc_wrapper=True)
+"""Decorator of kernels that only kernels call: without a way in from Python they compile faster."""
+
 CAPACITY, USED, IDLE, ENTRIES = range(4)
 """Columns of `KvCache.blocks`: all blocks, those in use, those of idle entries; entries there are."""
 
@@ -63,24 +69,24 @@ def kv_cache(capacity: NDArray[np.int64], block_tokens: int, entry_tokens: int) 
     )
 
 
-@numba.njit(cache=True)
+@inner
 def free_blocks(kv: KvCache, r: int) -> int:
     """Return how many blocks can be had, those of idle entries included."""
     return kv.blocks[r, CAPACITY] - kv.blocks[r, USED]
 
 
-@numba.njit(cache=True)
+@inner
 def blank_blocks(kv: KvCache, r: int) -> int:
     """Return how many blocks can be had without an eviction."""
     return kv.blocks[r, CAPACITY] - kv.blocks[r, USED] - kv.blocks[r, IDLE]
 
 
-@numba.njit(cache=True)
+@inner
 def _bucket_of(kv: KvCache, block: int) -> int:
     return (block ^ (block >> 17) ^ (block >> 34)) & (kv.bucket.shape[1] - 1)
 
 
-@numba.njit(cache=True)
+@inner
 def _find(kv: KvCache, r: int, block: int) -> int:
     entry = kv.bucket[r, _bucket_of(kv, block)]
     while entry >= 0 and kv.key[r, entry] != block:
@@ -88,14 +94,14 @@ def _find(kv: KvCache, r: int, block: int) -> int:
     return entry
 
 
-@numba.njit(cache=True)
+@inner
 def _unlink(kv: KvCache, r: int, entry: int) -> None:
     newer, older = kv.link[r, entry, NEWER], kv.link[r, entry, OLDER]
     kv.link[r, newer, OLDER] = older
     kv.link[r, older, NEWER] = newer
 
 
-@numba.njit(cache=True)
+@inner
 def _evict(kv: KvCache, r: int) -> None:
     sentinel = kv.key.shape[1]
     entry = kv.link[r, sentinel, NEWER]
@@ -113,7 +119,7 @@ def _evict(kv: KvCache, r: int) -> None:
     kv.unused[r, kv.key.shape[1] - 1 - kv.blocks[r, ENTRIES]] = entry
 
 
-@numba.njit(cache=True)
+@inner
 def allocate(kv: KvCache, r: int, count: int) -> None:
     """Take `count` private blocks, of which there must be as many free."""
     kv.blocks[r, USED] += count
@@ -121,7 +127,7 @@ def allocate(kv: KvCache, r: int, count: int) -> None:
         _evict(kv, r)
 
 
-@numba.njit(cache=True)
+@inner
 def _use(kv: KvCache, r: int, entry: int) -> None:
     if kv.users[r, entry] == 0:
         _unlink(kv, r, entry)
@@ -130,7 +136,7 @@ def _use(kv: KvCache, r: int, entry: int) -> None:
     kv.users[r, entry] += 1
 
 
-@numba.njit(cache=True)
+@inner
 def cached_entries(kv: KvCache, r: int, hashes: NDArray[np.int64]) -> tuple[int, int]:
     """Return how many leading blocks are cached, and how many of them are idle."""
     count = idle = 0
@@ -144,14 +150,14 @@ def cached_entries(kv: KvCache, r: int, hashes: NDArray[np.int64]) -> tuple[int,
     return count, idle
 
 
-@numba.njit(cache=True)
+@inner
 def use_cached(kv: KvCache, r: int, hashes: NDArray[np.int64]) -> None:
     """Become a user of these entries, all of which are there."""
     for block in hashes:
         _use(kv, r, _find(kv, r, block))
 
 
-@numba.njit(cache=True)
+@inner
 def publish(kv: KvCache, r: int, hashes: NDArray[np.int64]) -> None:
     """Turn private blocks into entries that others can use too.
 
@@ -173,7 +179,7 @@ def publish(kv: KvCache, r: int, hashes: NDArray[np.int64]) -> None:
         kv.bucket[r, home] = entry
 
 
-@numba.njit(cache=True)
+@inner
 def release(kv: KvCache, r: int, private: int, hashes: NDArray[np.int64]) -> None:
     """Give back private blocks and stop using these entries; the last ones will be evicted first."""
     kv.blocks[r, USED] -= private
@@ -191,7 +197,7 @@ def release(kv: KvCache, r: int, private: int, hashes: NDArray[np.int64]) -> Non
             kv.link[r, sentinel, OLDER] = entry
 
 
-@numba.njit(cache=True)
+@inner
 def forget(kv: KvCache, r: int) -> None:
     """Empty replica r's cache, of which nothing may be in use: it restarted, slept or was lost."""
     while kv.blocks[r, IDLE] > 0:

@@ -15,7 +15,6 @@ costs O(1), and a run of such steps is one event (`plan`). Where sequences do no
 
 from typing import NamedTuple
 
-import numba
 import numpy as np
 from numpy.typing import NDArray
 
@@ -25,6 +24,8 @@ from autopoiesis.twin.kv import (
     blank_blocks,
     cached_entries,
     free_blocks,
+    inner,
+    kernel,
     kv_cache,
     publish,
     release,
@@ -133,7 +134,7 @@ def engines(
 # --- lists ------------------------------------------------------------------------------------
 
 
-@numba.njit(cache=True)
+@inner
 def _insert(e: Engines, r: int, head: int, slot: int, before: int) -> None:
     """Insert into the list that begins at column `head` (its end follows); `before` -1 appends."""
     counts, slots = e.counts[r], e.slots
@@ -149,7 +150,7 @@ def _insert(e: Engines, r: int, head: int, slot: int, before: int) -> None:
         slots[before, BEFORE] = slot
 
 
-@numba.njit(cache=True)
+@inner
 def _remove(e: Engines, r: int, head: int, slot: int) -> None:
     counts, slots = e.counts[r], e.slots
     before, after = slots[slot, BEFORE], slots[slot, AFTER]
@@ -163,14 +164,14 @@ def _remove(e: Engines, r: int, head: int, slot: int) -> None:
         slots[after, BEFORE] = before
 
 
-@numba.njit(cache=True)
+@inner
 def _goes_before(e: Engines, a: int, b: int) -> bool:
     if e.priority[a] != e.priority[b]:
         return e.priority[a] < e.priority[b]
     return e.slots[a, TICKET] < e.slots[b, TICKET]
 
 
-@numba.njit(cache=True)
+@inner
 def _queue(e: Engines, r: int, slot: int, first: bool) -> None:
     before = -1
     if e.limits[r, BY_PRIORITY]:
@@ -188,7 +189,7 @@ def _queue(e: Engines, r: int, slot: int, first: bool) -> None:
 # --- decoding sequences as sums -----------------------------------------------------------------
 
 
-@numba.njit(cache=True)
+@inner
 def _push(heap: NDArray[np.int64], size: int, item: int) -> None:
     at = size
     while at > 0 and heap[(at - 1) >> 1] > item:
@@ -197,7 +198,7 @@ def _push(heap: NDArray[np.int64], size: int, item: int) -> None:
     heap[at] = item
 
 
-@numba.njit(cache=True)
+@inner
 def _pop(heap: NDArray[np.int64], size: int) -> None:
     """Drop the least of `size` items."""
     item = heap[size - 1]
@@ -213,7 +214,7 @@ def _pop(heap: NDArray[np.int64], size: int) -> None:
     heap[at] = item
 
 
-@numba.njit(cache=True)
+@inner
 def _start_decoding(e: Engines, r: int, slot: int) -> None:
     """Add a running sequence, whose COMPUTED is absolute, to the sums."""
     counts, row = e.counts[r], e.slots[slot]
@@ -225,14 +226,14 @@ def _start_decoding(e: Engines, r: int, slot: int) -> None:
     counts[DECODING] += 1
 
 
-@numba.njit(cache=True)
+@inner
 def _private_blocks(e: Engines, slot: int, computed: int) -> int:
     """Return how many private blocks a sequence with that many tokens needs."""
     tokens = e.kv.sizes[0]
     return max((computed + tokens - 1) // tokens - e.slots[slot, SHARED] * e.kv.sizes[2], 0)
 
 
-@numba.njit(cache=True)
+@inner
 def _stop_sums(e: Engines, r: int) -> None:
     """Give every decoding sequence its own figures again; the sums are empty then."""
     counts = e.counts[r]
@@ -248,7 +249,7 @@ def _stop_sums(e: Engines, r: int) -> None:
     counts[DECODING] = counts[CONTEXT] = 0
 
 
-@numba.njit(cache=True)
+@inner
 def _block_demand(e: Engines, r: int, first: int, steps: int) -> int:
     """Return the KV blocks that `steps` decode steps take, the first `first` ticks from now."""
     width = e.phase.shape[1]
@@ -258,7 +259,7 @@ def _block_demand(e: Engines, r: int, first: int, steps: int) -> int:
     return demand
 
 
-@numba.njit(cache=True)
+@inner
 def _steps_within(e: Engines, r: int, first: int, blocks: int, most: int) -> int:
     """Return how many decode steps (at most `most`) that many KV blocks allow."""
     width = e.phase.shape[1]
@@ -275,20 +276,14 @@ def _steps_within(e: Engines, r: int, first: int, blocks: int, most: int) -> int
 # --- a sequence's way in and out ----------------------------------------------------------------
 
 
-@numba.njit(cache=True)
-def _hashes(e: Engines, slot: int, first: int, last: int) -> NDArray[np.int64]:
-    start = e.slots[slot, HASHES_FROM]
-    return e.hashes[start + first : start + last]
-
-
-@numba.njit(cache=True)
+@kernel
 def fits(e: Engines, r: int, input_tokens: int, output_tokens: int) -> bool:
     """Tell whether replica r's KV cache could hold the request when it has it all to itself."""
     tokens = e.kv.sizes[0]
     return (input_tokens + output_tokens - 1 + tokens - 1) // tokens <= e.kv.blocks[r, 0]
 
 
-@numba.njit(cache=True)
+@kernel
 def submit(
     e: Engines,
     r: int,
@@ -313,18 +308,19 @@ def submit(
     _queue(e, r, slot, False)
 
 
-@numba.njit(cache=True)
+@inner
 def _leave(e: Engines, r: int, slot: int) -> None:
     """Take a sequence that is not in the sums out of the running ones; its blocks become free."""
     row = e.slots[slot]
-    release(e.kv, r, row[PRIVATE], _hashes(e, slot, 0, row[SHARED]))
+    start = row[HASHES_FROM]
+    release(e.kv, r, row[PRIVATE], e.hashes[start : start + row[SHARED]])
     row[PRIVATE] = row[SHARED] = row[COMPUTED] = 0
     row[PLACE] = NOWHERE
     _remove(e, r, RUNNING_HEAD, slot)
     e.counts[r, RUNNING] -= 1
 
 
-@numba.njit(cache=True)
+@kernel
 def abort(e: Engines, r: int, slot: int) -> None:
     """Take a sequence out, between steps."""
     place = e.slots[slot, PLACE]
@@ -340,7 +336,7 @@ def abort(e: Engines, r: int, slot: int) -> None:
         _resume_sums(e, r)
 
 
-@numba.njit(cache=True)
+@inner
 def _resume_sums(e: Engines, r: int) -> None:
     slot = e.counts[r, RUNNING_HEAD]
     while slot >= 0:
@@ -352,7 +348,7 @@ def _resume_sums(e: Engines, r: int) -> None:
 # --- scheduling -----------------------------------------------------------------------------------
 
 
-@numba.njit(cache=True)
+@inner
 def _take(e: Engines, r: int, slot: int, tokens: int) -> None:
     """Schedule tokens of a prompt, for which there are blocks."""
     row = e.slots[slot]
@@ -364,12 +360,13 @@ def _take(e: Engines, r: int, slot: int, tokens: int) -> None:
     if row[HASHES] > row[SHARED]:
         full = min(row[HASHES], reached // e.kv.sizes[1])
         if full > row[SHARED]:
-            publish(e.kv, r, _hashes(e, slot, row[SHARED], full))
+            start = row[HASHES_FROM]
+            publish(e.kv, r, e.hashes[start + row[SHARED] : start + full])
             row[SHARED] = full
             row[PRIVATE] = _private_blocks(e, slot, reached)
 
 
-@numba.njit(cache=True)
+@inner
 def _admit(e: Engines, r: int, left: int) -> int:
     """Move the head of the queue to the running ones with up to `left` tokens, if it finds blocks.
 
@@ -379,9 +376,10 @@ def _admit(e: Engines, r: int, left: int) -> int:
     slot = counts[WAITING_HEAD]
     row = e.slots[slot]
     total = row[INPUT] + row[GENERATED]
+    start = row[HASHES_FROM]
     count = idle = cached = 0
     if row[HASHES] > 0:
-        count, idle = cached_entries(e.kv, r, _hashes(e, slot, 0, row[HASHES]))
+        count, idle = cached_entries(e.kv, r, e.hashes[start : start + row[HASHES]])
         tokens = e.kv.sizes[0]
         cached = min(count * e.kv.sizes[1], (total - 1) // tokens * tokens)
     take = min(total - cached, left)
@@ -390,7 +388,7 @@ def _admit(e: Engines, r: int, left: int) -> int:
     if need + idle * e.kv.sizes[2] > free_blocks(e.kv, r):
         row[SHARED] = 0
         return TIED if idle > 0 and total > left else BLOCKED
-    use_cached(e.kv, r, _hashes(e, slot, 0, count))
+    use_cached(e.kv, r, e.hashes[start : start + count])
     _remove(e, r, WAITING_HEAD, slot)
     counts[WAITING] -= 1
     _insert(e, r, RUNNING_HEAD, slot, -1)
@@ -406,14 +404,14 @@ def _admit(e: Engines, r: int, left: int) -> int:
     return ADMITTED
 
 
-@numba.njit(cache=True)
+@inner
 def _partial(e: Engines, r: int) -> int:
     """Return the running sequence whose prompt is partly done, or -1: only the last can be."""
     tail = e.counts[r, RUNNING_TAIL]
     return tail if tail >= 0 and e.slots[tail, PLACE] == PREFILLS else -1
 
 
-@numba.njit(cache=True)
+@inner
 def _advances_together(e: Engines, r: int) -> bool:
     """Tell whether every running sequence gets its token and its block."""
     left = e.limits[r, MAX_TOKENS] - e.counts[r, DECODING]
@@ -428,7 +426,7 @@ def _advances_together(e: Engines, r: int) -> bool:
     return need <= free_blocks(e.kv, r)
 
 
-@numba.njit(cache=True)
+@inner
 def _schedule_together(e: Engines, r: int, now_s: float, longest: int) -> None:
     """Plan a step, or a run of up to `longest` decode steps, when all sequences advance together."""
     counts = e.counts[r]
@@ -462,7 +460,7 @@ def _schedule_together(e: Engines, r: int, now_s: float, longest: int) -> None:
     _start(e, r, now_s, steps, decodes, counts[CONTEXT] + decodes, counts[PREFILL_HEAD])
 
 
-@numba.njit(cache=True)
+@inner
 def _start(
     e: Engines, r: int, now_s: float, steps: int, decodes: int, context: int, prefill_head: int
 ) -> None:
@@ -497,13 +495,13 @@ def _start(
     clock[END] = now_s + span_s(e, r, steps)
 
 
-@numba.njit(cache=True)
+@inner
 def span_s(e: Engines, r: int, steps: int) -> float:
     """Return the duration of the first `steps` planned steps."""
     return steps * e.clock[r, FIRST_STEP] + e.clock[r, GROWTH] * (0.5 * steps * (steps - 1))
 
 
-@numba.njit(cache=True)
+@inner
 def _preempt(e: Engines, r: int) -> int:
     """Send a running sequence back to the queue; return it. Sequences must not be in the sums."""
     counts = e.counts[r]
@@ -520,7 +518,7 @@ def _preempt(e: Engines, r: int) -> int:
     return victim
 
 
-@numba.njit(cache=True)
+@inner
 def _schedule_each(e: Engines, r: int, now_s: float) -> bool:
     """Plan one step sequence by sequence; False if preemption left nothing to do in it.
 
@@ -562,7 +560,7 @@ def _schedule_each(e: Engines, r: int, now_s: float) -> bool:
     return True
 
 
-@numba.njit(cache=True)
+@kernel
 def plan(e: Engines, r: int, now_s: float, longest: int) -> bool:
     """Start replica r's next step, or a run of up to `longest` decode steps; False if it is idle.
 
@@ -579,7 +577,7 @@ def plan(e: Engines, r: int, now_s: float, longest: int) -> bool:
     return False
 
 
-@numba.njit(cache=True)
+@inner
 def steps_until(e: Engines, r: int, now_s: float) -> int:
     """Return after how many of the planned steps (at least 1) `now_s` is reached."""
     elapsed = now_s - e.clock[r, START]
@@ -597,7 +595,7 @@ def steps_until(e: Engines, r: int, now_s: float) -> int:
     return steps
 
 
-@numba.njit(cache=True)
+@inner
 def cut(e: Engines, r: int, now_s: float) -> None:
     """End a run of steps after the step under way, so that a new request is looked at."""
     if e.counts[r, STEPS] > 1:
@@ -605,7 +603,7 @@ def cut(e: Engines, r: int, now_s: float) -> None:
         e.clock[r, END] = e.clock[r, START] + span_s(e, r, e.counts[r, STEPS])
 
 
-@numba.njit(cache=True)
+@inner
 def used_blocks(e: Engines, r: int, now_s: float) -> int:
     """Return the KV blocks in use at that time within the planned steps."""
     used = e.kv.blocks[r, 1]
@@ -614,13 +612,13 @@ def used_blocks(e: Engines, r: int, now_s: float) -> int:
     return used
 
 
-@numba.njit(cache=True)
+@inner
 def _emit(e: Engines, count: int, slot: int, bits: int) -> int:
     e.events[count, 0], e.events[count, 1] = slot, bits
     return count + 1
 
 
-@numba.njit(cache=True)
+@kernel
 def complete(e: Engines, r: int, every_token: bool) -> int:
     """End the planned steps; return how many `events` they let out.
 
@@ -659,7 +657,7 @@ def complete(e: Engines, r: int, every_token: bool) -> int:
     return count
 
 
-@numba.njit(cache=True)
+@inner
 def _emit_running(e: Engines, r: int) -> int:
     count = 0
     slot = e.counts[r, RUNNING_HEAD]
@@ -672,7 +670,7 @@ def _emit_running(e: Engines, r: int) -> int:
     return count
 
 
-@numba.njit(cache=True)
+@inner
 def _advance(e: Engines, r: int, slot: int, count: int, every_token: bool) -> tuple[int, int]:
     """Credit a sequence that is not in the sums with its tokens; return the events and the next one."""
     row = e.slots[slot]

@@ -156,7 +156,7 @@ class Simulation:
             first_token_s=w.ledger.first_token_s.copy(),
             finished_s=w.ledger.finished_s.copy(),
             status=w.ledger.status.copy(),
-            cached_tokens=events.cached_tokens(w),
+            cached_tokens=np.maximum(w.engines.slots[:, scheduler.CACHED], 0),
         )
         return self._with_client_overhead(outcome) if client_side else outcome
 
