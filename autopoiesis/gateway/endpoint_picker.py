@@ -54,12 +54,8 @@ class EndpointPicker:
         """Look after held requests until cancelled."""
         while True:
             await asyncio.sleep(TICK_S)
-            try:
-                self._state.assume_first_tokens()
-                self.release()
-            except Exception:
-                log.exception("Held requests could not be looked after")
-                self._state.faults["", "held requests could not be looked after"] += 1
+            self._state.assume_first_tokens()
+            self.release()
 
     def release(self) -> None:
         """Let held requests go for which there is a replica now."""

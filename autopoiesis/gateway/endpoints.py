@@ -1,5 +1,6 @@
 """The replicas as Envoy knows them: a file that it watches."""
 
+import ipaddress
 from collections.abc import Iterable
 from typing import Any, Protocol
 
@@ -29,7 +30,14 @@ def split_address(address: str) -> tuple[str, int]:
     host, _, port = address.rpartition(":")
     if not host or not port.isdecimal() or not 0 < int(port) < 65536:
         raise ValueError(f"A replica's address is IP:port, but {address!r} is not.")
-    return host.removeprefix("[").removesuffix("]"), int(port)
+    numeric = host.removeprefix("[").removesuffix("]")
+    try:
+        ipaddress.ip_address(numeric)
+    except ValueError:
+        raise ValueError(
+            f"A replica's address is IP:port, but {address!r} has a name; resolve it first."
+        ) from None
+    return numeric, int(port)
 
 
 def assignment(members: Iterable[Endpoint]) -> dict[str, Any]:

@@ -12,6 +12,7 @@ import logging
 import signal
 import sys
 import time
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -45,6 +46,8 @@ BASELINE = "least-requests"
 """Name of the human arm that serves until there is an allocation, and where no other arm can."""
 FLEET_POLL_S = 1.0
 SWEEP_S = 60.0
+RESTART_S = 1.0
+"""Wait before work that failed begins anew."""
 LARGEST_MESSAGE = DataPlaneSettings().max_body_bytes + (1 << 20)
 OPTIONS = [
     ("grpc.max_receive_message_length", LARGEST_MESSAGE),
@@ -85,8 +88,8 @@ class Picker:
         await server.start()
         log.info("The picker is ready on %s", self.run_dir.picker_socket)
         tasks = [
-            asyncio.create_task(work)
-            for work in (self.service.tick(), self.link.run(), self._watch_fleet(), self._sweep())
+            asyncio.create_task(self._keep_up(work))
+            for work in (self.service.tick, self.link.run, self._watch_fleet, self._sweep)
         ]
         await stop.wait()
         for task in (*tasks, *([self._scraping] if self._scraping else [])):
@@ -126,7 +129,7 @@ class Picker:
         if self._scraping:
             self._scraping.cancel()
         scraper = Scraper({m.name: m.address for m in members}, self._scraped)
-        self._scraping = asyncio.create_task(scraper.run(), name="scrape")
+        self._scraping = asyncio.create_task(self._keep_up(scraper.run), name="scrape")
 
     def open_requests(self) -> tuple[OpenRequest, ...]:
         """Return what is in flight or held."""
@@ -235,6 +238,16 @@ class Picker:
             self.ledger.abandon_all()
 
     # --- housekeeping -------------------------------------------------------------------------
+
+    async def _keep_up(self, work: Callable[[], Awaitable[None]]) -> None:
+        """Begin a piece of work anew when it fails: it must not end before the process does."""
+        while True:
+            try:
+                await work()
+            except Exception as error:
+                log.exception("Work in the background failed; it begins anew")
+                self.fault("", f"{type(error).__name__} in the background: {error}"[:200])
+            await asyncio.sleep(RESTART_S)
 
     async def _watch_fleet(self) -> None:
         while True:

@@ -52,7 +52,8 @@ def test_endpoints_carry_names_and_addresses(tmp_path: Path):
 
 
 @pytest.mark.parametrize(
-    "address", ["", "localhost", ":80", "1.2.3.4:", "1.2.3.4:x", "1.2.3.4:70000", "1.2.3.4:0"]
+    "address",
+    ["", "localhost", "localhost:80", ":80", "1.2.3.4:", "1.2.3.4:x", "1.2.3.4:70000", "1.2.3.4:0"],
 )
 def test_a_wrong_address_is_explained(address: str):
     with pytest.raises(ValueError, match="IP:port"):
