@@ -33,7 +33,8 @@ TRACES = Path(__file__).parent.parent / "traces"
 PROFILE = "h100-llama-3-8b-tp1-bf16"
 EVEN = (1.0,) * 8
 UNEVEN = (1.0, 1.0, 1.0, 1.0, 0.4, 0.4, 0.4, 0.4)
-WARMUP_S = 5.0
+WARMUP_SHARE = 0.25
+"""Head of a window that does not count, as a share of its length."""
 
 
 @dataclass(frozen=True)
@@ -51,8 +52,8 @@ class Scenario:
 CHAT = Objective(slo_ttft_s=0.5, slo_tpot_s=0.03)
 LONG = Objective(slo_ttft_s=2.0, slo_tpot_s=0.05)
 SCENARIOS = (
-    Scenario("conv even", "azure2023_conv_a", 30.0, EVEN, CHAT),
-    Scenario("conv uneven", "azure2023_conv_a", 20.0, UNEVEN, CHAT),
+    Scenario("conv even", "azure2023_conv_a", 45.0, EVEN, CHAT, 4.0),
+    Scenario("conv uneven", "azure2023_conv_a", 32.0, UNEVEN, CHAT, 4.0),
     Scenario("code even", "azure2023_code_a", 10.0, EVEN, CHAT),
     Scenario("code uneven", "azure2023_code_a", 10.0, UNEVEN, CHAT),
     Scenario("mooncake even", "mooncake_conversation_a", 3.0, EVEN, LONG, 60.0),
@@ -64,9 +65,10 @@ def brief_of(scenario: Scenario, budget_s: float, seed: int) -> tuple[Brief, tup
     """Return what the cycle is asked, and the windows after it that judge it."""
     whole = read_trace(TRACES / f"{scenario.trace}.parquet").speed(scenario.speed)
     middle = whole.duration_s / 2
-    windows, holdout = cut(whole.slice(0.0, middle), scenario.window_s, WARMUP_S)
+    warmup_s = WARMUP_SHARE * scenario.window_s
+    windows, holdout = cut(whole.slice(0.0, middle), scenario.window_s, warmup_s)
     later = whole.slice(middle, whole.duration_s)
-    unseen, _ = cut(later, scenario.window_s, WARMUP_S, holdout_every=10**6, at_most=20)
+    unseen, _ = cut(later, scenario.window_s, warmup_s, holdout_every=10**6, at_most=20)
     brief = Brief(
         trigger=f"benchmark: {scenario.name}",
         objective=scenario.objective,
@@ -78,7 +80,7 @@ def brief_of(scenario: Scenario, budget_s: float, seed: int) -> tuple[Brief, tup
         incumbents=tuple(Incumbent(a.id, a.source, a.origin, a.name) for a in seed_arms()),
         seed=seed,
         budget_s=budget_s,
-        warmup_s=WARMUP_S,
+        warmup_s=warmup_s,
     )
     return brief, unseen
 

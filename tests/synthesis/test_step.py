@@ -136,6 +136,15 @@ def test_parents_come_best_first_with_raced_candidates_among_them():
     assert gains == sorted(gains, reverse=True)
 
 
+def test_of_two_that_act_alike_the_shorter_is_promoted():
+    unused = "def ceiling(request, replica, fleet):\n    return 300.0\n"
+    row = step(uneven_brief(), Scripted([BY_SPEED + unused, BY_SPEED]))
+    assert row.promoted == (verify(BY_SPEED).id,)
+    (other,) = (c for c in row.candidates if c.verdict == "rejected")
+    assert other.gate == "novelty"
+    assert "exactly as the shorter" in other.reason
+
+
 def test_known_policies_are_not_tried_again():
     brief = replace(uneven_brief(), known=(verify(BY_SPEED).id,))
     row = step(brief, Scripted([BY_SPEED]))
