@@ -62,6 +62,8 @@ class FleetState(NamedTuple):
     """(SESSIONS,): the replica that served it last."""
     block_tokens: NDArray[np.int64]
     """(1,): tokens per prefix block."""
+    scores: NDArray[np.float64]
+    """(R,): scratch for `place`; the kernels allocate nothing."""
 
 
 class Group(NamedTuple):
@@ -91,6 +93,7 @@ def fleet_state(replicas: int, objective: Objective, prefix_slots: int, block_to
         session=np.zeros(SESSIONS, np.int64),
         session_replica=np.full(SESSIONS, -1, np.int32),
         block_tokens=np.array([block_tokens], np.int64),
+        scores=np.zeros(replicas),
     )
 
 
@@ -261,7 +264,8 @@ def _describe_replica(
     registers: NDArray[np.float64], state: FleetState, r: int, position: int, hit: float, here: float, now_s: float
 ) -> None:
     at = f.FIRST_REPLICA
-    registers[at : at + f.N_REPLICA] = state.replica[r]
+    for column in range(f.N_REPLICA):
+        registers[at + column] = state.replica[r, column]
     registers[at + PREFIX_HIT] = hit
     registers[at + SESSION_HERE] = here
     registers[at + AGE] = now_s - state.joined_s[r]
@@ -304,7 +308,7 @@ def place(
         owner = state.session_replica[session & (SESSIONS - 1)]
     input_tokens = registers[f.FIRST_REQUEST]
     ceiling = program.entry[CEILING]
-    scores = np.empty(len(group.members))
+    scores = state.scores
     count = 0
     free = -1
     free_score = 0.0

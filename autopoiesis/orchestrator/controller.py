@@ -35,6 +35,7 @@ from autopoiesis.telemetry.records import EventRow, OpenRequest, ReplicaSample, 
 from autopoiesis.telemetry.store import Store, TelemetryError
 from autopoiesis.twin.latency import profile
 from autopoiesis.twin.simulation import ReplicaSpec
+from autopoiesis.twin.warm import warm_up
 
 log = logging.getLogger(__name__)
 
@@ -49,7 +50,9 @@ LAST_BATCH_S = 1.0
 class Controller:
     """The window loop with its effects: the link to the picker, the store, the synthesizer."""
 
-    def __init__(self, settings: Settings, store: Store, members: tuple[Member, ...], link: PickerLink) -> None:
+    def __init__(
+        self, settings: Settings, store: Store, members: tuple[Member, ...], link: PickerLink
+    ) -> None:
         """Resume from the store; a stored state that does not fit is told and left behind."""
         self._settings = settings
         self._store = store
@@ -106,7 +109,9 @@ class Controller:
         listening.cancel()
         if self._growing:
             self._growing.cancel()
-        await asyncio.gather(listening, *([self._growing] if self._growing else []), return_exceptions=True)
+        await asyncio.gather(
+            listening, *([self._growing] if self._growing else []), return_exceptions=True
+        )
 
     async def _listen(self) -> None:
         async for batch in self._link:
@@ -123,9 +128,7 @@ class Controller:
     async def _close_window(self, started_s: float, ended_s: float) -> None:
         """Settle, write, and hand out the next allocation."""
         window = self._window
-        trace, outcome = observed(
-            list(self._records), self._open, [m.name for m in self._members]
-        )
+        trace, outcome = observed(list(self._records), self._open, [m.name for m in self._members])
         seen = Observation(window, started_s, ended_s, trace, outcome, self._specs())
         settled = await asyncio.to_thread(self._loop.settle, seen)
         self._window += 1
@@ -201,7 +204,12 @@ class Controller:
     def _grow(self, trigger: Trigger) -> None:
         brief = brief_of(trigger, self._settings, list(self._records), self._members, self.registry)
         if brief is None:
-            self._say(trigger.at_s, "synthesis", trigger.kind, "not asked: too few requests to race policies on")
+            self._say(
+                trigger.at_s,
+                "synthesis",
+                trigger.kind,
+                "not asked: too few requests to race policies on",
+            )
             return
         self._loop.triggers.began()
         self._growing = asyncio.create_task(self._synthesize(brief), name="synthesis")
@@ -250,7 +258,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--run-dir", type=Path, required=True)
     logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.INFO)
-    asyncio.run(_main(parser.parse_args().run_dir))
+    run_dir: Path = parser.parse_args().run_dir
+    warm_up()
+    asyncio.run(_main(run_dir))
 
 
 if __name__ == "__main__":

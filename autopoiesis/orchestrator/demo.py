@@ -65,14 +65,14 @@ async def _demo(
 ) -> int:
     stop = stop_on_signals()
     lines: list[str] = []
-    say = (
-        (lambda line: console.print(line, highlight=False, markup=False))
-        if console.is_terminal
-        else print_plainly
-    )
+
+    def say(line: str) -> None:
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+
     supervisor = Supervisor(settings, say)
     say(
-        "demo: starting 4 simulated replicas, Envoy, the picker and the controller (first start: about a minute)"
+        "demo: starting 4 simulated replicas, Envoy, the picker and the controller "
+        "(the first start on a machine compiles the kernels: a minute or two)"
     )
     try:
         await supervisor.start()
@@ -93,10 +93,10 @@ async def _demo(
     finally:
         await supervisor.stop()
     for line in lines:
-        console.print(line, highlight=False, markup=False)
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
     console.print(f"telemetry: {settings.telemetry_file}", highlight=False, markup=False)
     hint = 'autopoiesis sql "select * from window_summary order by window_id desc limit 10"'
-    console.print(f"ask it:    {hint}", highlight=False, markup=False)
+    console.print(f"ask it:    {hint}", highlight=False, markup=False, soft_wrap=True)
     return 1 if load.returncode not in {0, None} and not stop.is_set() else 0
 
 

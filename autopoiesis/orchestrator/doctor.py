@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import importlib.util
+import os
 import platform
 import shutil
 import subprocess
@@ -68,7 +69,7 @@ def _envoy() -> Finding:
 
 
 def _kernels() -> Finding:
-    cached = any((Path(__file__).parents[1] / "twin" / "__pycache__").glob("*.nbi"))
+    cached = any(Path(os.environ["NUMBA_CACHE_DIR"]).rglob("*.nbi"))
     detail = f"numba {importlib.metadata.version('numba')}, " + (
         "compiled" if cached else "compiled at the first start"
     )

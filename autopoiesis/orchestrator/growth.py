@@ -33,7 +33,9 @@ def brief_of(
     trace = replace(trace, arrival_s=trace.arrival_s - trace.arrival_s[0])
     warmup_s = WARMUP_SHARE * settings.window_s
     windows, holdout = cut(trace, settings.window_s, warmup_s)
-    incumbents = [Incumbent(a.id, a.source, a.origin, a.name) for a in registry.all() if a.state in SERVING]
+    incumbents = [
+        Incumbent(a.id, a.source, a.origin, a.name) for a in registry.all() if a.state in SERVING
+    ]
     try:
         brief = Brief(
             trigger=f"{trigger.kind}: {trigger.why}",

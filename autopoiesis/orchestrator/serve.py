@@ -17,7 +17,7 @@ def serve(settings: Settings, say: Say) -> None:
 async def _serve(settings: Settings, say: Say) -> None:
     stop = stop_on_signals()
     supervisor = Supervisor(settings, say)
-    say("starting (the first start on a machine compiles the kernels: about a minute)")
+    say("starting (the first start on a machine compiles the kernels: a minute or two)")
     starting = asyncio.create_task(supervisor.start())
     stopping = asyncio.create_task(stop.wait())
     try:

@@ -4,6 +4,8 @@ import time
 from collections import deque
 from typing import Any
 
+import numpy as np
+
 from autopoiesis.arms.allocation import Allocation
 from autopoiesis.arms.registry import Registry
 from autopoiesis.gateway.link import Batch
@@ -14,8 +16,6 @@ from autopoiesis.telemetry.query import QueryError
 from autopoiesis.telemetry.records import EventRow, RequestRecord
 from autopoiesis.telemetry.records import Status as Ending
 from autopoiesis.telemetry.store import Store, TelemetryError
-
-import numpy as np
 
 WINDOWS, EVENTS = 120, 200
 RECENT_S = 10.0
@@ -109,7 +109,10 @@ class Status:
             "traffic": self._traffic(time.time()),
             "windows": list(self._windows),
             "arms": self._arms(),
-            "synthesis": {"running": self._synthesis_since_s is not None, "since_s": self._synthesis_since_s},
+            "synthesis": {
+                "running": self._synthesis_since_s is not None,
+                "since_s": self._synthesis_since_s,
+            },
             "events": list(self._events),
         }
 

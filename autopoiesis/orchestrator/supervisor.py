@@ -26,7 +26,7 @@ from autopoiesis.replicas.probe import probe
 
 LONGEST_RUN_DIR = 90
 """Longest run directory in which a Unix socket's path still fits (the kernel allows 108 bytes)."""
-START_LIMIT_S = 240.0
+START_LIMIT_S = 900.0
 """Longest start: the first one on a machine compiles the decision and twin kernels."""
 STOP_GRACE_S = 5.0
 
