@@ -1,9 +1,10 @@
 """From probabilities to cells: which replicas serve which arm, fed by which shards.
 
-Replicas are dealt into cells of about `cell_replicas`; fewer than two cells mean that the whole
-fleet is one cell and arms take turns in time. How many cells an arm gets is drawn by systematic
-sampling: an arm with probability p has n * p cells in expectation and is never more than one off.
-Cells keep their replicas, replicas their arm and shards their cell wherever the draw allows.
+Replicas are dealt into cells of about `cell_replicas`, shards to cells so that load is in proportion
+to capacity. A fleet that cannot be split evenly (fewer than two cells, or most of the load in one
+shard) is one cell, and arms take turns in time. Splitting costs: small groups queue more. So one arm
+holds the fleet, as one pooled group, and at most one cell of a window goes to a challenger. Cells keep
+their replicas, replicas their arm and shards their cell wherever the draw allows.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -18,6 +19,14 @@ from autopoiesis.twin.simulation import ReplicaSpec
 
 Floats = NDArray[np.float64]
 
+MOST_CELLS = 16
+"""However large the fleet: each cell needs some shards."""
+MOST_UNEVEN = 0.3
+"""Furthest that a cell's load may be from its share of the capacity; else the fleet stays whole."""
+UNEVEN = 0.1
+"""Shards stay where they are while no cell is further off than this."""
+UNIFORM_LOAD = 0.1
+"""Share of the load taken as uniform: a shard that was quiet may speak."""
 CANARY_SHARE = 0.25
 """Most of the traffic that all canaries together get in the long run."""
 
@@ -76,38 +85,93 @@ def _typical_step_s(replica: ReplicaSpec) -> float:
 
 def cells_of(replicas: int, cell_replicas: int) -> int:
     """Return how many cells a fleet of so many replicas makes."""
-    cells = replicas // max(cell_replicas, 1)
+    cells = min(replicas // max(cell_replicas, 1), MOST_CELLS)
     return cells if cells >= 2 else 1
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """The fleet cut into cells, before any arm is chosen."""
+
+    groups: tuple[tuple[str, ...], ...]
+    """Replicas of each cell."""
+    capacity: tuple[float, ...]
+    shards: tuple[tuple[int, ...], ...]
+
+
+def lay_out(
+    members: Sequence[Member],
+    previous: Allocation | None,
+    load: Floats | None = None,
+    cell_replicas: int = 2,
+) -> Layout:
+    """Cut the fleet into cells. `load`, (SHARDS,), is each shard's share of the traffic.
+
+    Raises:
+        ValueError: there is no replica, or a name or a capacity is bad.
+    """
+    if not members:
+        raise ValueError("an allocation needs at least one replica")
+    capacity = {m.name: m.capacity for m in members}
+    if len(capacity) < len(members) or min(capacity.values()) <= 0.0:
+        raise ValueError("replicas need distinct names and capacities above 0")
+    weights = np.full(SHARDS, 1.0 / SHARDS)
+    if load is not None and load.sum() > 0.0:
+        weights = UNIFORM_LOAD * weights + (1.0 - UNIFORM_LOAD) * load / load.sum()
+    for cells in dict.fromkeys((cells_of(len(members), cell_replicas), 1)):
+        groups = _groups(capacity, cells, previous)
+        sizes = np.array([sum(capacity[r] for r in group) for group in groups])
+        shards = _shards(groups, sizes, weights, previous)
+        loads = np.array([weights[own].sum() for own in shards])
+        if cells == 1 or np.all(np.abs(loads / (sizes / sizes.sum()) - 1.0) <= MOST_UNEVEN):
+            return Layout(
+                tuple(map(tuple, groups)), tuple(sizes.tolist()), tuple(map(tuple, shards))
+            )
+    raise AssertionError("one cell always fits")
 
 
 def allocate(
     window: int,
-    members: Sequence[Member],
+    layout: Layout,
     probabilities: Mapping[str, float],
     limits: Limits,
     previous: Allocation | None,
     rng: np.random.Generator,
-    cell_replicas: int = 2,
 ) -> Allocation:
-    """Return the allocation of one window.
+    """Return the allocation of one window; ValueError without an arm.
 
-    Raises:
-        ValueError: there is no replica or no arm, or a name or a capacity is bad.
+    `probabilities` should be `concentrated`, so that at most one cell goes to a challenger.
     """
-    if not members or not probabilities:
-        raise ValueError("an allocation needs at least one replica and one arm")
-    capacity = {m.name: m.capacity for m in members}
-    if len(capacity) < len(members) or min(capacity.values()) <= 0.0:
-        raise ValueError("replicas need distinct names and capacities above 0")
-    groups = _groups(capacity, cells_of(len(members), cell_replicas), previous)
-    sizes = [sum(capacity[r] for r in group) for group in groups]
-    arms = _arms(groups, sizes, probabilities, limits, previous, rng)
-    shards = _shards(groups, np.array(sizes), previous)
+    if not probabilities:
+        raise ValueError("an allocation needs at least one arm")
+    arms = _arms(layout.groups, layout.capacity, probabilities, limits, previous, rng)
     cells = (
-        Cell(arm, tuple(group), tuple(own), probabilities[arm])
-        for arm, group, own in zip(arms, groups, shards, strict=True)
+        Cell(arm, group, own, probabilities[arm])
+        for arm, group, own in zip(arms, layout.groups, layout.shards, strict=True)
     )
     return Allocation(window, tuple(cells))
+
+
+def concentrated(
+    probabilities: Mapping[str, float], limits: Limits, cells: int
+) -> dict[str, float]:
+    """Leave challengers at most one cell of a window; the others go to those who lead.
+
+    Who leads: the likeliest arm, and the likeliest that is not limited. Challengers come first in
+    the result, which is what `systematic` needs to draw at most one of them.
+    """
+    leader = max(probabilities, key=lambda a: probabilities[a])
+    free = [a for a in probabilities if a not in limits.arms()]
+    fallback = max(free, key=lambda a: probabilities[a]) if free else leader
+    challengers = {a: p for a, p in probabilities.items() if a not in {leader, fallback}}
+    total = sum(challengers.values())
+    scale = min(1.0, 1.0 / cells / total) if total > 0.0 else 1.0
+    left = total * (1.0 - scale)
+    most = limits.caps(cells).get(leader, 1.0)
+    leading = min(probabilities[leader] + left, max(most, probabilities[leader]))
+    result = {a: p * scale for a, p in challengers.items()} | {leader: leading}
+    rest = 1.0 - sum(result.values())
+    return result if fallback == leader else result | {fallback: rest}
 
 
 def moved_shards(before: Allocation, after: Allocation) -> int:
@@ -192,26 +256,32 @@ def _arm_before(group: Collection[str], previous: Allocation | None) -> str:
 
 
 def _shards(
-    groups: Sequence[Collection[str]], sizes: Floats, previous: Allocation | None
+    groups: Sequence[Collection[str]], sizes: Floats, load: Floats, previous: Allocation | None
 ) -> list[list[int]]:
-    """Share out the shards in proportion to capacity (largest remainder); few change group."""
-    exact = sizes / sizes.sum() * SHARDS
-    quota = np.floor(exact).astype(np.int64)
-    largest = np.argsort(-(exact - quota), kind="stable")
-    quota[largest[: SHARDS - int(quota.sum())]] += 1
+    """Share out the shards so that load is in proportion to capacity; few change their cell."""
+    quota = sizes / sizes.sum() * load.sum()
     own: list[list[int]] = [[] for _ in groups]
+    held = np.zeros(len(groups))
     home = {r: i for i, group in enumerate(groups) for r in group}
-    homeless: list[int] = []
     before = {s: c.replicas for c in previous.cells for s in c.shards} if previous else {}
-    for shard in range(SHARDS):
+    for shard in np.argsort(-load, kind="stable").tolist():
         homes = [home[r] for r in before.get(shard, ()) if r in home]
-        target = max(dict.fromkeys(homes), key=homes.count, default=-1)
-        if target >= 0 and len(own[target]) < quota[target]:
-            own[target].append(shard)
-        else:
-            homeless.append(shard)
-    for i, shards in enumerate(own):
-        while len(shards) < quota[i]:
-            shards.append(homeless.pop())
-        shards.sort()
-    return own
+        known = max(dict.fromkeys(homes), key=homes.count, default=-1)
+        cell = known if known >= 0 else int(np.argmax(quota - held))
+        own[cell].append(shard)
+        held[cell] += load[shard]
+    while np.max(np.abs(held / quota - 1.0)) > UNEVEN:
+        over, under = int(np.argmax(held / quota)), int(np.argmin(held / quota))
+        ideal = (held[over] / quota[over] - held[under] / quota[under]) / (
+            1.0 / quota[over] + 1.0 / quota[under]
+        )
+        # A smaller shard than twice the ideal one brings the two cells closer together.
+        fitting = [s for s in own[over] if load[s] < 2.0 * ideal * (1.0 - 1e-9)]
+        if not fitting:
+            break
+        shard = min(fitting, key=lambda s: abs(load[s] - ideal))
+        own[over].remove(shard)
+        own[under].append(shard)
+        held[over] -= load[shard]
+        held[under] += load[shard]
+    return [sorted(shards) for shards in own]

@@ -3,8 +3,8 @@
 Each arm has a Gaussian belief over the weights of a linear model of its utility: a mean, and a
 precision in units of observations. Per window it is forgotten towards the prior's precision, never
 below it ("stabilised" forgetting), while the mean stays. An arm's probability is how often it wins
-when every belief is sampled; where there is one cell per window, inverse-gap weighting on the same
-beliefs explores less at random (Foster and Rakhlin, 2020).
+when every belief is sampled; where there is one cell per window and only the arm that plays is
+observed, inverse-gap weighting on the same beliefs does better (Foster and Rakhlin, 2020).
 """
 
 from collections.abc import Iterable, Mapping
@@ -17,7 +17,7 @@ Floats = NDArray[np.float64]
 
 VERSION = 1
 """Of the saved arrays."""
-MIN_SCALE = 0.01
+MIN_SCALE = 0.005
 """Residuals of utility are never believed to be smaller than this."""
 SCALE_PRIOR = (0.1, 10.0)
 """Residual standard deviation before any observation, and how many observations it is worth."""
@@ -183,15 +183,18 @@ class LinearThompson:
         rng: np.random.Generator,
         eligible: Iterable[str] | None = None,
         caps: Mapping[str, float] | None = None,
-        cells: int = 2,
+        sample: bool = True,
     ) -> dict[str, float]:
-        """Return each eligible arm's probability per cell, floor and caps included."""
+        """Return each eligible arm's probability per cell, floor and caps included.
+
+        With `sample` off, inverse-gap weighting takes the place of Thompson sampling.
+        """
         names = self.arms if eligible is None else [a for a in self.arms if a in set(eligible)]
         if not names:
             raise ValueError("no arm is eligible; at least one must be able to serve")
         at = [self.arms.index(a) for a in names]
         mean, sd = (v[at] for v in self.predict(context))
-        if cells > 1:
+        if sample:
             samples = mean + sd * rng.standard_normal((self.settings.draws, len(names)))
             chosen = np.bincount(samples.argmax(axis=1), minlength=len(names)) / self.settings.draws
         else:

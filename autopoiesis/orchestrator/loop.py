@@ -14,14 +14,16 @@ import numpy as np
 import orjson
 from numpy.typing import NDArray
 
-from autopoiesis.arms.allocation import Allocation, Cell
+from autopoiesis.arms.allocation import SHARDS, Allocation, Cell
 from autopoiesis.arms.arm import SERVING, Arm, Origin, State
 from autopoiesis.arms.objective import Objective
 from autopoiesis.arms.registry import Registry, RegistryError
 from autopoiesis.orchestrator.allocator import (
+    Layout,
     Limits,
     allocate,
-    cells_of,
+    concentrated,
+    lay_out,
     members_of,
     moved_shards,
 )
@@ -56,6 +58,12 @@ WARMUP_WINDOWS = 2
 """Windows that the twin replays before the one that counts."""
 KEEP_WINDOWS = WARMUP_WINDOWS + 2
 """Windows of requests that an observation must reach back."""
+LEVEL = "level"
+"""Name under which the level of all arms is learned."""
+TRUSTED = 0.5
+"""Trust in the twin from which on one cell is sampled too: every arm is informed every window."""
+LOAD_RATE = 0.2
+"""How fast the shards' shares of the load follow; shards move when they change."""
 HALF_WEIGHT_REQUESTS = 20
 """Requests of a cell at which its utility is worth half an observation."""
 
@@ -116,12 +124,15 @@ class WindowLoop:
         self.settings = settings or LoopSettings()
         self.seed = seed
         self.bandit = LinearThompson(FEATURES, self.settings.bandit)
+        self._level = LinearThompson(FEATURES, self.settings.bandit)
+        self._level.add(LEVEL)
         self.lifecycle = Lifecycle(self.settings.lifecycle)
         self.triggers = Triggers(self.settings.triggers)
         self.correction = TwinCorrection()
         self.drift = DriftMonitor()
         self._scaler = Scaler()
         self._context: dict[str, float] | None = None
+        self._load = np.zeros(SHARDS)
         self._windows: dict[int, _Window] = {}
         self._events: list[EventRow] = []
         if state:
@@ -144,6 +155,7 @@ class WindowLoop:
             self._move(guarded, seen.window, seen.ended_s)
             now.context = self._context = _context(latest, seen.replicas)
             self._scaler.update(self._context)
+            self._load += LOAD_RATE * (_load(latest) - self._load)
         window = seen.window - 1
         settled = self._settle(window, seen) if self._is_over(window) else None
         self._windows = {w: kept for w, kept in self._windows.items() if w >= window}
@@ -186,7 +198,7 @@ class WindowLoop:
                 judged, window, self.objective, kept.context, interval, drifted, weight
             ),
             cells=tuple(rows),
-            estimates=tuple(self._estimate_rows(values, played, estimates, len(seen.replicas))),
+            estimates=tuple(self._estimate_rows(values, played, estimates, seen.replicas)),
             twin_errors=tuple(errors),
             events=tuple(self._events),
             trigger=trigger,
@@ -194,9 +206,7 @@ class WindowLoop:
 
     def _played(self, rows: Sequence[CellRow], vector: NDArray[np.float64]) -> dict[str, Played]:
         propensity = {row.arm_id: row.propensity for row in rows}
-        predicted = dict(
-            zip(self.bandit.arms, self.bandit.predict(vector)[0].tolist(), strict=True)
-        )
+        predicted = self._means(vector)
         return {
             arm: Played(utility, propensity[arm], requests, predicted[arm])
             for arm, (utility, requests) in utility_by_arm(rows).items()
@@ -232,28 +242,39 @@ class WindowLoop:
         vector: NDArray[np.float64],
         estimates: Mapping[str, float],
     ) -> dict[str, float]:
-        """Teach the bandit a window; return the mean residual of what was observed."""
+        """Teach the bandit a window; return the mean residual of what was observed.
+
+        The bandit learns how far each arm is from the level of the window, which is the mean of all
+        arms' estimates, or without them what was to be expected in this context. What a window does
+        to all arms alike is most of the noise, and would hide which arm is better.
+        """
         self.bandit.tick()
+        self._level.tick()
         seen = [row for row in rows if row.utility is not None and row.arm_id in self.bandit.arms]
-        level = [*estimates.values()] or [row.utility for row in seen if row.utility is not None]
-        if level:
-            self.bandit.begin_at(float(np.mean(level)))
+        observed = [row.utility for row in seen if row.utility is not None]
+        if not observed:
+            return {}
+        level = float(np.mean([*estimates.values()] or observed))
+        self._level.begin_at(level)
+        expected = float(vector @ self._level.weights(LEVEL))
+        self._level.update(LEVEL, vector, level)
+        base = level if estimates else expected
         trust = self.correction.trust if estimates else 0.0
-        residuals: list[tuple[float, float]] = []
-        for row in seen:
-            assert row.utility is not None
+        residual = total = 0.0
+        for row, utility in zip(seen, observed, strict=True):
             weight = row.requests / (row.requests + HALF_WEIGHT_REQUESTS)
-            word = estimates.get(row.arm_id, row.utility)
-            fed = trust * word + (1.0 - trust) * row.utility
-            predicted = float(vector @ self.bandit.weights(row.arm_id))
-            residuals.append((row.utility - predicted, weight))
-            self.bandit.update(row.arm_id, vector, fed, weight)
-        observed = {row.arm_id for row in seen}
+            residual += weight * (
+                utility - expected - float(vector @ self.bandit.weights(row.arm_id))
+            )
+            total += weight
+            word = trust * estimates.get(row.arm_id, utility) + (1.0 - trust) * utility
+            self.bandit.update(row.arm_id, vector, word - base, weight)
+        played = {row.arm_id for row in seen}
         for arm, estimate in estimates.items():
-            if arm not in observed and arm in self.bandit.arms:
-                self.bandit.update(arm, vector, estimate, self.correction.weight, imputed=True)
-        total = sum(w for _, w in residuals)
-        return {"reward": sum(r * w for r, w in residuals) / total} if total > 0.0 else {}
+            if arm not in played and arm in self.bandit.arms:
+                weight = self.correction.weight
+                self.bandit.update(arm, vector, estimate - base, weight, imputed=True)
+        return {"reward": residual / total}
 
     def _watch(
         self, seen: Observation, residuals: Mapping[str, float], errors: Sequence[TwinErrorRow]
@@ -269,6 +290,7 @@ class WindowLoop:
             self._say(seen.ended_s, "drift", seen.window, name, f"the mean of {name} has changed")
         if {"reward", "twin"} & set(drifted):
             self.bandit.temper(self.settings.temper)
+            self._level.temper(self.settings.temper)
         return drifted
 
     # --- arms ---------------------------------------------------------------------------------
@@ -285,7 +307,7 @@ class WindowLoop:
         for arm in [a for a in self.bandit.arms if a not in kept]:
             self.bandit.remove(arm)
         known = [self.bandit.weights(a) for a in self.bandit.arms]
-        mean = np.mean(known, axis=0) if known else 0.5
+        mean = np.mean(known, axis=0) if known else 0.0
         for arm in self.registry.all():
             if arm.id in kept and arm.id not in self.bandit.arms:
                 self.bandit.add(arm.id, mean)
@@ -324,7 +346,8 @@ class WindowLoop:
 
     def _means(self, vector: NDArray[np.float64] | None = None) -> dict[str, float]:
         x = self._scaler.standardise(self._context) if vector is None else vector
-        return dict(zip(self.bandit.arms, self.bandit.predict(x)[0].tolist(), strict=True))
+        level = float(x @ self._level.weights(LEVEL))
+        return {arm: level + float(x @ self.bandit.weights(arm)) for arm in self.bandit.arms}
 
     def _control(self, means: Mapping[str, float]) -> Arm:
         """Return the arm to compare with: the human one believed to be best."""
@@ -334,16 +357,24 @@ class WindowLoop:
 
     # --- who serves next ----------------------------------------------------------------------
 
-    def probabilities(self, cells: int, limits: Limits | None = None) -> dict[str, float]:
+    def _drawn(self, cells: int, limits: Limits | None) -> dict[str, float]:
         """Return each serving arm's probability per cell in the context of the last window."""
-        serving = self.registry.serving()
         return self.bandit.probabilities(
             self._scaler.standardise(self._context),
             np.random.default_rng([self.seed, max(self._windows, default=-1) + 1, 1]),
-            eligible=[a.id for a in serving],
+            eligible=[a.id for a in self.registry.serving()],
             caps=limits.caps(cells) if limits else None,
-            cells=cells,
+            sample=cells > 1 or self.correction.trust >= TRUSTED,
         )
+
+    def _layout(self, replicas: Sequence[ReplicaSpec]) -> Layout:
+        return lay_out(
+            members_of(replicas), self._last_allocation(), self._load, self.settings.cell_replicas
+        )
+
+    def _last_allocation(self) -> Allocation | None:
+        last = self._windows.get(max(self._windows, default=-1))
+        return last.allocation if last else None
 
     def next_allocation(
         self, window: int, replicas: Sequence[ReplicaSpec], only: str | None = None
@@ -356,30 +387,19 @@ class WindowLoop:
             ValueError: no replica is there, or no arm serves.
         """
         self._meet_arms()
-        serving = self.registry.serving()
-        limits = self.lifecycle.limits(serving)
-        cells = cells_of(len(replicas), self.settings.cell_replicas)
+        layout = self._layout(replicas)
+        limits = self.lifecycle.limits(self.registry.serving())
         rng = np.random.default_rng([self.seed, window])
-        probabilities = self.probabilities(cells, limits)
+        cells = len(layout.groups)
+        probabilities = concentrated(self._drawn(cells, limits), limits, cells)
         if limits.unconfirmed and only is None:
-            wanted = self.probabilities(cells)
-            control = self._control(self._means()).id
+            wanted, control = self._drawn(cells, None), self._control(self._means()).id
             self.lifecycle.want(window, limits.unconfirmed, wanted, control, rng)
-        sole = only or (
-            self.lifecycle.switchback.arm_of(window) if self.lifecycle.switchback else None
-        )
+        switchback = self.lifecycle.switchback
+        sole = only or (switchback.arm_of(window) if switchback else None)
         if sole is not None:
             probabilities, limits = {sole: 1.0}, Limits()
-        last = self._windows.get(max(self._windows, default=-1))
-        allocation = allocate(
-            window,
-            members_of(replicas),
-            probabilities,
-            limits,
-            last.allocation if last else None,
-            rng,
-            self.settings.cell_replicas,
-        )
+        allocation = allocate(window, layout, probabilities, limits, self._last_allocation(), rng)
         self._windows[window] = _Window(allocation, self._scaler.standardise(self._context))
         return allocation
 
@@ -398,19 +418,22 @@ class WindowLoop:
         twin: Mapping[str, float],
         played: Mapping[str, Played],
         estimates: Mapping[str, float],
-        replicas: int,
+        replicas: Sequence[ReplicaSpec],
     ) -> list[ArmEstimate]:
         serving = self.registry.serving()
-        cells = cells_of(max(replicas, 1), self.settings.cell_replicas)
-        p = self.probabilities(cells, self.lifecycle.limits(serving)) if serving else {}
-        mean, sd = self.bandit.predict(self._scaler.standardise(self._context))
+        p: dict[str, float] = {}
+        if serving and replicas:
+            limits, cells = self.lifecycle.limits(serving), len(self._layout(replicas).groups)
+            p = concentrated(self._drawn(cells, limits), limits, cells)
+        mean = self._means()
+        _, sd = self.bandit.predict(self._scaler.standardise(self._context))
         return [
             ArmEstimate(
                 arm_id=arm,
                 twin_utility=twin.get(arm),
                 observed_utility=played[arm].utility if arm in played else None,
                 estimate=estimates.get(arm),
-                posterior_mean=float(mean[i]),
+                posterior_mean=mean[arm],
                 posterior_sd=float(sd[i]),
                 probability=p.get(arm, 0.0),
             )
@@ -430,6 +453,7 @@ class WindowLoop:
         plain = {
             "version": VERSION,
             "context": self._context,
+            "load": self._load.tolist(),
             "correction": self.correction.to_dict(),
             "lifecycle": self.lifecycle.to_dict(),
             "triggers": self.triggers.to_dict(),
@@ -448,6 +472,7 @@ class WindowLoop:
         }
         arrays: dict[str, NDArray[Any]] = dict(self.drift.state())
         arrays |= {f"bandit/{name}": a for name, a in self.bandit.to_arrays().items()}
+        arrays |= {f"level/{name}": a for name, a in self._level.to_arrays().items()}
         arrays |= {f"scaler/{name}": a for name, a in self._scaler.to_arrays().items()}
         arrays["loop"] = np.frombuffer(orjson.dumps(plain), np.uint8).copy()
         return arrays
@@ -459,17 +484,22 @@ class WindowLoop:
                 f"loop state has version {plain['version']}, this program reads {VERSION}"
             )
         self.bandit = LinearThompson.from_arrays(_part(state, "bandit/"), self.settings.bandit)
+        self._level = LinearThompson.from_arrays(_part(state, "level/"), self.settings.bandit)
         self._scaler = Scaler.from_arrays(_part(state, "scaler/"))
         self.drift = DriftMonitor.restored(state)
         self.correction = TwinCorrection.from_dict(plain["correction"])
         self.lifecycle.restore(plain["lifecycle"])
         self.triggers.restore(plain["triggers"])
         self._context = plain["context"]
+        self._load = np.array(plain["load"], np.float64)
         for w in plain["windows"]:
             cells = tuple(Cell(a, tuple(r), tuple(s), p) for a, r, s, p in w["cells"])
             allocation = Allocation(w["window"], cells)
             vector = np.array(w["vector"], np.float64)
-            self._windows[w["window"]] = _Window(allocation, vector, *w["bounds_s"], w["context"])
+            started_s, ended_s = w["bounds_s"]
+            self._windows[w["window"]] = _Window(
+                allocation, vector, started_s, ended_s, w["context"]
+            )
 
 
 def _part(state: Mapping[str, NDArray[Any]], prefix: str) -> dict[str, NDArray[Any]]:
@@ -500,3 +530,10 @@ def _context(judged: Judged, replicas: Sequence[ReplicaSpec]) -> dict[str, float
         held / capacity if capacity > 0.0 else 0.0,
         len(replicas),
     )
+
+
+def _load(judged: Judged) -> NDArray[np.float64]:
+    """Return each shard's share of the window's tokens, (SHARDS,)."""
+    o = judged.outcome
+    tokens = np.bincount(o.shard, weights=o.input_tokens + o.output_tokens, minlength=SHARDS)
+    return tokens / max(float(tokens.sum()), 1.0)

@@ -114,7 +114,7 @@ def replay(
     """
     if not len(trace) or not arms or not replicas:
         raise ValueError("a replay needs a trace with requests, at least one arm and one replica")
-    tell = progress or (lambda _what, _done: None)
+    tell = progress or _say_nothing
     registry = Registry(_MemoryStore())
     for arm in arms:
         registry.add(replace(arm, state=State.LIVE))
@@ -166,12 +166,13 @@ def run_online(
     window_s: float,
     evolve: Evolve | None = None,
     settings: LoopSettings | None = None,
-    tell: Progress = lambda _what, _done: None,
+    tell: Progress | None = None,
 ) -> tuple[Outcome, list[Settled], int]:
     """Let the window loop drive the twin through the trace.
 
     Returns what became of the requests, the settled windows, and how many arms were made.
     """
+    tell = tell or _say_nothing
     loop = WindowLoop(registry, objective, seed, settings)
     simulation = Simulation(trace, replicas, objective, seed)
     fleet = tuple(replicas)
@@ -224,7 +225,8 @@ def _observe(
     arrival_s = simulation.trace.arrival_s
     first, last = np.searchsorted(arrival_s, [ended_s - KEEP_WINDOWS * window_s, ended_s])
     rows = slice(int(first), int(last))
-    trace = simulation.trace.slice(arrival_s[first] if first < last else ended_s, ended_s)
+    from_s = float(arrival_s[first]) if first < last else ended_s
+    trace = simulation.trace.slice(from_s, ended_s)
     return Observation(
         window=window,
         started_s=ended_s - window_s,
@@ -282,6 +284,10 @@ def _result(
         "e2e_p99_s": percentile(outcome.e2e_s, 99),
         "replica_seconds": replicas * lasted_s,
     }
+
+
+def _say_nothing(_what: str, _done: float) -> None:
+    pass
 
 
 def _kind(arm: Arm) -> str:
