@@ -136,11 +136,15 @@ class DriftMonitor:
 
     A detector first learns the usual level and spread of its residual, in whatever unit, and then
     watches how many spreads the residual lies off that level. When it fires it starts anew, so it
-    stays silent for the length of a warm-up.
+    stays silent for the length of a warm-up. Spreads below `least_spread` (in the residuals' unit)
+    count as that much: a residual that hardly ever moved is no reason for alarm when it does a bit.
     """
 
-    def __init__(self, delta: float = 0.002) -> None:
+    def __init__(self, delta: float = 0.002, least_spread: float = 0.01) -> None:
+        if not least_spread > 0:
+            raise ValueError(f"least_spread must be above 0, got {least_spread}")
         self.delta = delta
+        self.least_spread = least_spread
         self._usual: dict[str, list[float]] = {}
         """Residuals seen in the warm-up; no more than `WARM_UP`."""
         self._adwin: dict[str, Adwin] = {}
@@ -162,12 +166,18 @@ class DriftMonitor:
         if len(usual) < WARM_UP:
             usual.append(x)
             for past in usual if len(usual) == WARM_UP else ():
-                adwin.update(_standardised(past, usual))
+                adwin.update(self._standardised(past, usual))
             return False
-        if not adwin.update(_standardised(x, usual)):
+        if not adwin.update(self._standardised(x, usual)):
             return False
         self.forget(name)
         return True
+
+    def _standardised(self, x: float, usual: list[float]) -> float:
+        """Return how far x lies off the usual level, in `UNIT` standard deviations, clipped."""
+        level = sum(usual) / len(usual)
+        spread = math.sqrt(sum((u - level) ** 2 for u in usual) / len(usual))
+        return min(max((x - level) / max(spread, self.least_spread), -CLIP), CLIP) / UNIT
 
     def forget(self, name: str) -> None:
         """Drop a detector: its arm is gone, or what it watches was changed on purpose."""
@@ -183,20 +193,14 @@ class DriftMonitor:
         return arrays
 
     @classmethod
-    def restored(cls, state: Mapping[str, NDArray[Any]], delta: float = 0.002) -> "DriftMonitor":
+    def restored(
+        cls, state: Mapping[str, NDArray[Any]], delta: float = 0.002, least_spread: float = 0.01
+    ) -> "DriftMonitor":
         """Make a monitor from the arrays of `state`; arrays of other owners are passed over."""
-        monitor = cls(delta)
+        monitor = cls(delta, least_spread)
         for key, array in state.items():
             if key.startswith("drift/") and key.endswith("/window"):
                 name = key.removeprefix("drift/").removesuffix("/window")
                 monitor._adwin[name] = Adwin.restored(array, delta)
                 monitor._usual[name] = state[f"drift/{name}/usual"].tolist()
         return monitor
-
-
-def _standardised(x: float, usual: list[float]) -> float:
-    """Return how far x lies off the usual level, in units of `UNIT` standard deviations, clipped."""
-    level = sum(usual) / len(usual)
-    spread = math.sqrt(sum((u - level) ** 2 for u in usual) / len(usual))
-    floor = 1e-9 + 1e-3 * abs(level)
-    return min(max((x - level) / max(spread, floor), -CLIP), CLIP) / UNIT

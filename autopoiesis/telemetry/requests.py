@@ -1,11 +1,13 @@
 """Request records to rows and back. They are many, so they travel as one Arrow batch."""
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import fields
 from itertools import accumulate, chain
 from operator import attrgetter
 from typing import Any
 
+import duckdb
 import pyarrow as pa
 from duckdb import DuckDBPyConnection as Connection
 
@@ -62,7 +64,8 @@ def insert_requests(c: Connection, batch: Any) -> None:
     try:
         c.execute("insert into requests by name select * from request_batch")
     finally:
-        c.unregister("request_batch")
+        with suppress(duckdb.TransactionException):  # after a failure; its cause is what counts
+            c.unregister("request_batch")
 
 
 def requests_of(rows: Sequence[tuple[Any, ...]]) -> list[RequestRecord]:

@@ -292,7 +292,9 @@ def test_a_query_that_takes_all_memory_does_not_keep_a_window_from_being_written
 
         def hog() -> None:
             with pytest.raises(ValueError) as refused:
-                store.query("select max(l) from (select list(r) l from range(1e9::bigint) t(r) group by r % 7)")
+                store.query(
+                    "select max(l) from (select list(r) l from range(1e9::bigint) t(r) group by r % 7)"
+                )
             answers.append(str(refused.value))
 
         hogs = [threading.Thread(target=hog) for _ in range(2)]
@@ -312,7 +314,9 @@ def test_closing_stops_queries_and_refuses_what_comes_after(store: Store) -> Non
 
     def ask() -> None:
         try:
-            store.query("select count(*) from range(1000000) a, range(1000000) b where a.range % 7 = b.range % 11")
+            store.query(
+                "select count(*) from range(1000000) a, range(1000000) b where a.range % 7 = b.range % 11"
+            )
         except ValueError as error:
             stopped.append(error)
 
@@ -332,7 +336,9 @@ def test_closing_stops_queries_and_refuses_what_comes_after(store: Store) -> Non
 
 
 def test_every_record_type_has_its_table() -> None:
-    names = {name for name in dir(records) if name.endswith(("Row", "Record", "Sample", "Estimate"))}
+    names = {
+        name for name in dir(records) if name.endswith(("Row", "Record", "Sample", "Estimate"))
+    }
     assert names == {
         "WindowRow", "CellRow", "RequestRecord", "ReplicaSample", "ArmEstimate", "TwinErrorRow",
         "EventRow", "CandidateRow", "SynthesisRow",
