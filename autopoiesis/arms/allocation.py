@@ -9,6 +9,10 @@ from dataclasses import dataclass
 SHARDS = 64
 """Traffic is cut into this many shards; a shard is a hash of session, prefix root or request id."""
 
+ROOT_TOKENS = 1024
+"""A prompt's root, which keeps a conversation in its shard, is its first tokens. Few are not enough: often
+all prompts begin with one system prompt (in Mooncake's conversations all have the first 512 in common)."""
+
 
 @dataclass(frozen=True, slots=True)
 class Cell:

@@ -13,15 +13,15 @@ from collections.abc import Mapping
 from hashlib import blake2b
 from typing import Any
 
-from autopoiesis.arms.allocation import shard_of
-from autopoiesis.arms.prefix import block_hashes
+from autopoiesis.arms.allocation import ROOT_TOKENS, shard_of
+from autopoiesis.arms.prefix import BLOCK_TOKENS, block_hashes
 from autopoiesis.gateway import protocol
 from autopoiesis.gateway.errors import INVALID_REQUEST, OVERLOADED, openai_error
 from autopoiesis.gateway.flight import Flight
 from autopoiesis.gateway.ledger import Ledger
 from autopoiesis.gateway.prompt import BadRequestError, Prompt, read_prompt
 from autopoiesis.gateway.protocol import GO_ON, Message, Stream
-from autopoiesis.gateway.settings import SESSION_HEADER, DataPlaneSettings
+from autopoiesis.gateway.settings import LONGEST_ID, SESSION_HEADER, DataPlaneSettings
 from autopoiesis.gateway.state import Addresses, GatewayState, Shed
 from autopoiesis.telemetry.records import Status
 
@@ -159,16 +159,16 @@ class EndpointPicker:
             return attributes[name].string_value if name in attributes else ""
 
         path = text("request.path").partition("?")[0]
-        request_id = text("request.id")
+        request_id = text("request.id")[:LONGEST_ID]
         prompt = read_prompt(path, text("request.headers['content-type']"), body)
         blocks = block_hashes(prompt.text, self._salt)
         session = self._session(text(f"request.headers['{SESSION_HEADER}']") or prompt.user)
-        root = session or (int(blocks[0]) if len(blocks) else self._hash(request_id))
+        root = session or (int(blocks[: ROOT_TOKENS // BLOCK_TOKENS][-1]) if len(blocks) else self._hash(request_id))
         return Flight(
             key=f"{self._boot}-{next(self._numbers)}",
             request_id=request_id,
             path=path,
-            model=prompt.model,
+            model=prompt.model[:LONGEST_ID],
             stream=prompt.stream,
             characters=len(prompt.text),
             input_tokens=self._estimated_tokens(prompt),

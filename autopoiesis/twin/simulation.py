@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from autopoiesis.arms.allocation import SHARDS
+from autopoiesis.arms.allocation import ROOT_TOKENS, SHARDS
 from autopoiesis.arms.fleet import fleet_state, join
 from autopoiesis.arms.machine import Program
 from autopoiesis.arms.objective import Objective
@@ -183,13 +183,15 @@ def run_arm(
 
 
 def shards(trace: Trace) -> Ints:
-    """Return each request's shard: of its session, else its first block, else its place in the trace.
+    """Return each request's shard: of its session, else its root, else its place in the trace.
 
     `arms.allocation.shard_of`, for all requests at once.
     """
-    with_blocks = trace.block_start[1:] > trace.block_start[:-1]
+    first, end = trace.block_start[:-1], trace.block_start[1:]
+    with_blocks = end > first
     key = _mixed(np.arange(1, len(trace) + 1, dtype=np.uint64))
-    key[with_blocks] = trace.blocks[trace.block_start[:-1][with_blocks]].astype(np.uint64)
+    depth = max(ROOT_TOKENS // trace.block_tokens, 1)
+    key[with_blocks] = trace.blocks[np.minimum(first + depth, end)[with_blocks] - 1].astype(np.uint64)
     with_session = trace.session != 0
     key[with_session] = trace.session[with_session].astype(np.uint64)
     return (key * np.uint64(0x9E3779B97F4A7C15) >> np.uint64(58)).astype(np.int64)
