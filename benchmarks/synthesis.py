@@ -129,15 +129,16 @@ def report(scenario: Scenario, budget_s: float, seed: int) -> None:
     if not row.promoted:
         return
     known = {i.name: utilities(i.source, brief, unseen) for i in brief.incumbents}
-    best = max(known, key=lambda name: float(np.mean(known[name])))
+    beaten = next(i.name for i in brief.incumbents if i.arm_id == row.beaten)
+    hindsight = max(known, key=lambda name: float(np.mean(known[name])))
     for winner in row.candidates[: len(row.promoted)]:
         ours = utilities(winner.source, brief, unseen)
-        gain = paired_gain(np.subtract(ours, known[best]).tolist(), range(len(unseen)))
-        print(
-            f"{winner.arm_id} on {len(unseen)} later windows: {np.mean(ours):.4f} against {best} ",
-            end="",
-        )
-        print(f"{np.mean(known[best]):.4f}: {gain}")
+        print(f"{winner.arm_id} on {len(unseen)} later windows: {np.mean(ours):.4f}")
+        for rival in dict.fromkeys((beaten, hindsight)):
+            differences = np.subtract(ours, known[rival]).tolist()
+            gain = paired_gain(differences, range(len(unseen)), confidence=0.95)
+            role = "best then" if rival == hindsight else "best before"
+            print(f"  against {rival} ({role}, {np.mean(known[rival]):.4f}): {gain}")
         print(winner.source)
 
 

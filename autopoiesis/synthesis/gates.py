@@ -138,7 +138,11 @@ class Gates:
         return len(self._holdout_on) + len(self._futures_on)
 
     def gain(
-        self, policy_id: str, program: Program, cells: Sequence[Cell], confidence: float = CONFIDENCE
+        self,
+        policy_id: str,
+        program: Program,
+        cells: Sequence[Cell],
+        confidence: float = CONFIDENCE,
     ) -> Gain:
         """Return the policy's paired gain over the best incumbent."""
         best = self.best

@@ -245,9 +245,7 @@ def add_guard(tree: Tree, others: Sequence[Tree], rng: np.random.Generator) -> b
     site = _pick(_returned(tree), rng)
     if site is None:
         return False
-    features = [
-        name for name in v.available(site.function) if v.UNIT_OF[name] not in {"index", "flag"}
-    ]
+    features = [name for name in v.available(site.function) if v.UNIT_OF[name] != "index"]
     feature = v.choose(features, rng)
     limit = v.number(v.USUAL[v.UNIT_OF[feature]] * float(rng.lognormal(0.0, 0.8)))
     donors = [s for o in others for s in _returned(o) if s.function == site.function]

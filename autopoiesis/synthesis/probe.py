@@ -81,7 +81,11 @@ def _decide(
 
 
 class Probe:
-    """A seeded set of fleet states, from idle to overloaded, for a given fleet."""
+    """A seeded set of fleet states, from idle to overloaded, for a given fleet.
+
+    As in the twin, no replica is younger than another and none fails: what differs only there
+    cannot be judged, and counts as the same.
+    """
 
     def __init__(self, replicas: Sequence[ReplicaSpec], objective: Objective, seed: int) -> None:
         rng = np.random.default_rng([seed, 3])
@@ -89,7 +93,7 @@ class Probe:
         self._group = group_of(np.arange(count), 1.0)
         self._state = fleet_state(count, objective, 64, BLOCK_TOKENS)
         for r, spec in enumerate(replicas):
-            join(self._state, r, spec.speed, 64, NOW_S - float(rng.uniform(1.0, NOW_S)))
+            join(self._state, r, spec.speed, 64, 0.0)
         chains = rng.integers(1, 1 << 62, (8, 16))
         for session in range(1, 33):
             depth = int(rng.integers(1, 17))

@@ -72,6 +72,12 @@ USUAL: dict[str, float] = {
 }
 """Unit → usual size of a feature."""
 
+UNTRIED = frozenset({"replica.age_s", "replica.error_rate", "replica.draining"})
+"""Features that are the same for all replicas in the twin's replays.
+
+Nothing there would tell a good use of them from a ruinous one, so they are never written in.
+"""
+
 UNIT_OF: dict[str, str] = {
     feature: unit for unit, features in UNITS.items() for feature in features
 }
@@ -109,7 +115,6 @@ COSTS: tuple[Term, ...] = (
     Term("replica.ttft_ewma_s", 0.5),
     Term("replica.tpot_ewma_s", 0.05),
     Term("max(replica.tpot_ewma_s - fleet.slo_tpot_s, 0.0)", 0.05),
-    Term("replica.error_rate", 0.1),
     Term("1.0 / replica.speed", 1.0),
     Term("replica.prefix_hit_tokens", -500.0),
     Term("replica.prefix_hit_tokens / replica.speed", -500.0),
@@ -146,8 +151,9 @@ def parameters(function: str) -> tuple[str, ...]:
 
 
 def available(function: str) -> list[str]:
-    """Return the features that a function may read."""
-    return [f"{p}.{field}" for p in parameters(function) for field in INPUTS[p][0]._fields]
+    """Return the features that may be written into a function."""
+    names = [f"{p}.{field}" for p in parameters(function) for field in INPUTS[p][0]._fields]
+    return [name for name in names if name not in UNTRIED]
 
 
 def expression(text: str) -> ast.expr:

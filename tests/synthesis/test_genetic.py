@@ -131,6 +131,14 @@ def test_the_vocabulary_covers_every_feature_once():
     assert set(vocabulary.USUAL) == set(vocabulary.UNITS)
 
 
+def test_what_the_twin_cannot_judge_is_never_written_in():
+    line, rng = parents(), np.random.default_rng(8)
+    for _ in range(8):
+        born = GeneticProposer().propose(_Brief, line, 16, rng)
+        assert not [p.source for p in born if any(name in p.source for name in vocabulary.UNTRIED)]
+        line = [Parent(verify(p.source).id, p.source, "child", None) for p in born]
+
+
 @given(st.sampled_from(list(features.FUNCTIONS)), st.integers(0, 2**32))
 @settings(max_examples=30, deadline=None)
 def test_functions_written_anew_verify(name, seed):

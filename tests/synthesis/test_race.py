@@ -124,6 +124,9 @@ def test_the_probe_knows_behaviour_from_text():
     assert decisions("replica.in_flight / replica.speed") != plain
     assert decisions("replica.in_flight - 0.01 * replica.prefix_hit_tokens") != plain
     assert decisions("replica.in_flight - 5.0 * replica.session_here") != plain
+    assert (
+        decisions("replica.in_flight + 100.0 * replica.age_s") == plain
+    )  # the twin cannot judge it
     admit = "def admit(request, fleet):\n    return 30.0 - fleet.in_flight / fleet.replicas\n"
     assert decisions("replica.in_flight", admit) != plain
     order = "def priority(request, fleet):\n    return request.input_tokens\n"
