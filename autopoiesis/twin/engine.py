@@ -13,6 +13,42 @@ from numpy.typing import NDArray
 from autopoiesis.twin import kv, scheduler
 from autopoiesis.twin.latency import Profile
 
+# The ways into the kernels, for an engine that is replica 0 and the only one.
+
+
+@kv.entry
+def _fits(e: scheduler.Engines, input_tokens: int, output_tokens: int) -> bool:
+    return scheduler.fits(e, 0, input_tokens, output_tokens)
+
+
+@kv.entry
+def _submit(
+    e: scheduler.Engines,
+    slot: int,
+    input_tokens: int,
+    output_tokens: int,
+    start: int,
+    hashes: int,
+    priority: float,
+) -> None:
+    scheduler.submit(e, 0, slot, input_tokens, output_tokens, start, hashes, priority)
+
+
+@kv.entry
+def _abort(e: scheduler.Engines, slot: int) -> None:
+    scheduler.abort(e, 0, slot)
+
+
+@kv.entry
+def _plan(e: scheduler.Engines) -> bool:
+    return scheduler.plan(e, 0, 0.0, 1)
+
+
+@kv.entry
+def _complete(e: scheduler.Engines) -> int:
+    return scheduler.complete(e, 0, True)
+
+
 _SLOTS = 256
 _HASHES = 4096
 
@@ -56,7 +92,7 @@ class Engine:
             raise ValueError(
                 f"a request needs at least 1 input and 1 output token, got {input_tokens} and {output_tokens}"
             )
-        if not scheduler.fits(self._e, 0, input_tokens, output_tokens):
+        if not _fits(self._e, input_tokens, output_tokens):
             raise ValueError(
                 f"{input_tokens} input and {output_tokens} output tokens exceed the KV cache of "
                 f"{self.profile.kv_tokens} tokens; send less"
@@ -65,9 +101,7 @@ class Engine:
             self._grow_slots()
         slot = self._free.popleft()
         start = self._store(blocks)
-        scheduler.submit(
-            self._e, 0, slot, input_tokens, output_tokens, start, len(blocks), priority
-        )
+        _submit(self._e, slot, input_tokens, output_tokens, start, len(blocks), priority)
         self._live.add(slot)
         return slot
 
@@ -78,14 +112,14 @@ class Engine:
         if self._stepping and self._e.slots[slot, scheduler.PLACE] != scheduler.WAITS:
             self._aborted.add(slot)
             return
-        scheduler.abort(self._e, 0, slot)
+        _abort(self._e, slot)
         self._end(slot)
 
     def start_step(self) -> float | None:
         """Schedule one step and return its duration [s]; None when there is nothing to do."""
         if self._stepping:
             raise RuntimeError("the step under way must be finished first")
-        if not scheduler.plan(self._e, 0, 0.0, 1):
+        if not _plan(self._e):
             return None
         return float(self._e.clock[0, scheduler.FIRST_STEP])
 
@@ -93,7 +127,7 @@ class Engine:
         """End the step; return its tokens, at most one per request. A preempted request emits none."""
         if not self._stepping:
             raise RuntimeError("no step is under way")
-        count = scheduler.complete(self._e, 0, True)
+        count = _complete(self._e)
         emissions: list[Emission] = []
         for slot, bits in self._e.events[:count].tolist():
             last = bool(bits & scheduler.LAST_OUT)
@@ -103,7 +137,7 @@ class Engine:
                 self._aborted.discard(slot)
                 self._end(slot)
         for slot in self._aborted:
-            scheduler.abort(self._e, 0, slot)
+            _abort(self._e, slot)
             self._end(slot)
         self._aborted.clear()
         return emissions

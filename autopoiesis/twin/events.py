@@ -25,7 +25,7 @@ from autopoiesis.arms.fleet import (
     urgency,
 )
 from autopoiesis.arms.machine import PRIORITY, Program
-from autopoiesis.twin.kv import CAPACITY, inner, kernel
+from autopoiesis.twin.kv import CAPACITY, entry, kernel
 from autopoiesis.twin.outcome import Status
 from autopoiesis.twin.scheduler import (
     DECODING,
@@ -126,7 +126,7 @@ class World(NamedTuple):
     """(R,): scratch for `place`."""
 
 
-@inner
+@kernel
 def draw(random: NDArray[np.uint64]) -> float:
     """Return one uniform number in [0, 1) (Marsaglia's xorshift, 13-7-17)."""
     x = random[0]
@@ -137,7 +137,7 @@ def draw(random: NDArray[np.uint64]) -> float:
     return float(x >> np.uint64(11)) * (1.0 / 9007199254740992.0)
 
 
-@inner
+@kernel
 def _program(groups: Groups, g: int) -> Program:
     return Program(
         groups.code[groups.code_from[g] : groups.code_from[g + 1]],
@@ -147,7 +147,7 @@ def _program(groups: Groups, g: int) -> Program:
     )
 
 
-@inner
+@kernel
 def _group(groups: Groups, g: int) -> Group:
     return Group(
         groups.members[groups.members_from[g] : groups.members_from[g + 1]],
@@ -156,7 +156,7 @@ def _group(groups: Groups, g: int) -> Group:
     )
 
 
-@inner
+@kernel
 def _describe_request(w: World, program: Program, i: int, now_s: float) -> None:
     t = w.traffic
     describe_request(
@@ -169,7 +169,7 @@ def _describe_request(w: World, program: Program, i: int, now_s: float) -> None:
     )
 
 
-@inner
+@kernel
 def _place(w: World, program: Program, group: Group, i: int, now_s: float) -> bool:
     """Place request i, whose registers are filled, and send it; False if it must be held."""
     t = w.traffic
@@ -181,7 +181,7 @@ def _place(w: World, program: Program, group: Group, i: int, now_s: float) -> bo
     return True
 
 
-@inner
+@kernel
 def _send(w: World, i: int, r: int, blocks: NDArray[np.int64], now_s: float) -> None:
     t, ledger, e = w.traffic, w.ledger, w.engines
     ledger.cell[i] = w.groups.cell_of_shard[t.shard[i]]
@@ -210,13 +210,13 @@ def _send(w: World, i: int, r: int, blocks: NDArray[np.int64], now_s: float) -> 
         cut(e, r, now_s)
 
 
-@inner
+@kernel
 def _shed(w: World, i: int) -> None:
     w.ledger.cell[i] = w.groups.cell_of_shard[w.traffic.shard[i]]
     w.ledger.status[i] = SHED
 
 
-@inner
+@kernel
 def _hold(w: World, g: int, i: int) -> None:
     newest = w.groups.held[g, 1]
     w.ledger.neighbour[i, 0], w.ledger.neighbour[i, 1] = -1, newest
@@ -228,7 +228,7 @@ def _hold(w: World, g: int, i: int) -> None:
     w.groups.counters[g, 1] += 1.0
 
 
-@inner
+@kernel
 def _let_go(w: World, g: int, i: int) -> None:
     after, before = w.ledger.neighbour[i, 0], w.ledger.neighbour[i, 1]
     if before < 0:
@@ -242,7 +242,7 @@ def _let_go(w: World, g: int, i: int) -> None:
     w.groups.counters[g, 1] -= 1.0
 
 
-@inner
+@kernel
 def _most_urgent(w: World, program: Program, g: int, now_s: float) -> int:
     best = w.groups.held[g, 0]
     if program.entry[PRIORITY] < 0:
@@ -258,7 +258,7 @@ def _most_urgent(w: World, program: Program, g: int, now_s: float) -> int:
     return best
 
 
-@inner
+@kernel
 def _release_held(w: World, g: int, now_s: float) -> None:
     """Place the requests that group g holds, the most urgent first, until one finds no place."""
     if w.groups.counters[g, 1] == 0.0:
@@ -274,15 +274,6 @@ def _release_held(w: World, g: int, now_s: float) -> None:
 
 
 @kernel
-def rehold(w: World, requests: NDArray[np.int64]) -> None:
-    """Hand these requests, in order of arrival, to the groups of their shards, and place what can be."""
-    for i in requests:
-        _hold(w, int(w.groups.of_shard[w.traffic.shard[i]]), i)
-    for g in range(len(w.groups.share)):
-        _release_held(w, g, w.clock_s[NOW])
-
-
-@inner
 def _take_arrival(w: World, i: int, now_s: float) -> None:
     arrive(w.fleet, float(w.traffic.input_tokens[i]), now_s)
     g = int(w.groups.of_shard[w.traffic.shard[i]])
@@ -298,7 +289,7 @@ def _take_arrival(w: World, i: int, now_s: float) -> None:
             _shed(w, i)
 
 
-@inner
+@kernel
 def _end_steps(w: World, r: int, now_s: float) -> None:
     ledger, e = w.ledger, w.engines
     moved = False
@@ -337,7 +328,7 @@ def _end_steps(w: World, r: int, now_s: float) -> None:
     plan(e, r, now_s, w.cursor[LONGEST])
 
 
-@inner
+@kernel
 def _scrape(w: World, now_s: float) -> None:
     e = w.engines
     for r in range(len(e.counts)):
@@ -349,7 +340,7 @@ def _scrape(w: World, now_s: float) -> None:
             _release_held(w, g, now_s)
 
 
-@inner
+@kernel
 def _shed_overdue(w: World, g: int, now_s: float) -> None:
     i = w.groups.held[g, 0]
     while i >= 0 and now_s - w.traffic.arrival_s[i] > HELD_LIMIT_S:
@@ -358,7 +349,7 @@ def _shed_overdue(w: World, g: int, now_s: float) -> None:
         i = w.groups.held[g, 0]
 
 
-@inner
+@kernel
 def _busy(w: World, g: int) -> bool:
     """Tell whether anything will end in the group; if not, only time can free what it holds."""
     sequences = 0
@@ -367,7 +358,7 @@ def _busy(w: World, g: int) -> bool:
     return sequences > 0
 
 
-@inner
+@kernel
 def _holds(w: World) -> bool:
     held = 0.0
     for g in range(len(w.groups.counters)):
@@ -375,7 +366,7 @@ def _holds(w: World) -> bool:
     return held > 0.0
 
 
-@inner
+@kernel
 def _next_step(ends_s: NDArray[np.float64]) -> int:
     best = 0
     for r in range(1, len(ends_s)):
@@ -385,8 +376,7 @@ def _next_step(ends_s: NDArray[np.float64]) -> int:
 
 
 @kernel
-def run(w: World, until_s: float) -> None:
-    """Process every event up to and including `until_s`; with infinity, until nothing happens any more."""
+def _run(w: World, until_s: float) -> None:
     t, e, clock, cursor = w.traffic, w.engines, w.clock_s, w.cursor
     while True:
         r = _next_step(e.clock)
@@ -412,3 +402,26 @@ def run(w: World, until_s: float) -> None:
         else:
             clock[NOW] = step_s
             _end_steps(w, r, step_s)
+
+
+@kernel
+def _rehold(w: World, requests: NDArray[np.int64]) -> None:
+    for i in requests:
+        _hold(w, int(w.groups.of_shard[w.traffic.shard[i]]), i)
+    for g in range(len(w.groups.share)):
+        _release_held(w, g, w.clock_s[NOW])
+
+
+# --- ways in from Python ------------------------------------------------------------------------
+
+
+@entry
+def run(w: World, until_s: float) -> None:
+    """Process every event up to and including `until_s`; with infinity, until nothing happens any more."""
+    _run(w, until_s)
+
+
+@entry
+def rehold(w: World, requests: NDArray[np.int64]) -> None:
+    """Hand these requests, in order of arrival, to the groups of their shards, and place what can be."""
+    _rehold(w, requests)

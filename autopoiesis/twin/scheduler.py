@@ -24,7 +24,6 @@ from autopoiesis.twin.kv import (
     blank_blocks,
     cached_entries,
     free_blocks,
-    inner,
     kernel,
     kv_cache,
     publish,
@@ -134,7 +133,7 @@ def engines(
 # --- lists ------------------------------------------------------------------------------------
 
 
-@inner
+@kernel
 def _insert(e: Engines, r: int, head: int, slot: int, before: int) -> None:
     """Insert into the list that begins at column `head` (its end follows); `before` -1 appends."""
     counts, slots = e.counts[r], e.slots
@@ -150,7 +149,7 @@ def _insert(e: Engines, r: int, head: int, slot: int, before: int) -> None:
         slots[before, BEFORE] = slot
 
 
-@inner
+@kernel
 def _remove(e: Engines, r: int, head: int, slot: int) -> None:
     counts, slots = e.counts[r], e.slots
     before, after = slots[slot, BEFORE], slots[slot, AFTER]
@@ -164,14 +163,14 @@ def _remove(e: Engines, r: int, head: int, slot: int) -> None:
         slots[after, BEFORE] = before
 
 
-@inner
+@kernel
 def _goes_before(e: Engines, a: int, b: int) -> bool:
     if e.priority[a] != e.priority[b]:
         return e.priority[a] < e.priority[b]
     return e.slots[a, TICKET] < e.slots[b, TICKET]
 
 
-@inner
+@kernel
 def _queue(e: Engines, r: int, slot: int, first: bool) -> None:
     before = -1
     if e.limits[r, BY_PRIORITY]:
@@ -189,7 +188,7 @@ def _queue(e: Engines, r: int, slot: int, first: bool) -> None:
 # --- decoding sequences as sums -----------------------------------------------------------------
 
 
-@inner
+@kernel
 def _push(heap: NDArray[np.int64], size: int, item: int) -> None:
     at = size
     while at > 0 and heap[(at - 1) >> 1] > item:
@@ -198,7 +197,7 @@ def _push(heap: NDArray[np.int64], size: int, item: int) -> None:
     heap[at] = item
 
 
-@inner
+@kernel
 def _pop(heap: NDArray[np.int64], size: int) -> None:
     """Drop the least of `size` items."""
     item = heap[size - 1]
@@ -214,7 +213,7 @@ def _pop(heap: NDArray[np.int64], size: int) -> None:
     heap[at] = item
 
 
-@inner
+@kernel
 def _start_decoding(e: Engines, r: int, slot: int) -> None:
     """Add a running sequence, whose COMPUTED is absolute, to the sums."""
     counts, row = e.counts[r], e.slots[slot]
@@ -226,14 +225,14 @@ def _start_decoding(e: Engines, r: int, slot: int) -> None:
     counts[DECODING] += 1
 
 
-@inner
+@kernel
 def _private_blocks(e: Engines, slot: int, computed: int) -> int:
     """Return how many private blocks a sequence with that many tokens needs."""
     tokens = e.kv.sizes[0]
     return max((computed + tokens - 1) // tokens - e.slots[slot, SHARED] * e.kv.sizes[2], 0)
 
 
-@inner
+@kernel
 def _stop_sums(e: Engines, r: int) -> None:
     """Give every decoding sequence its own figures again; the sums are empty then."""
     counts = e.counts[r]
@@ -249,7 +248,7 @@ def _stop_sums(e: Engines, r: int) -> None:
     counts[DECODING] = counts[CONTEXT] = 0
 
 
-@inner
+@kernel
 def _block_demand(e: Engines, r: int, first: int, steps: int) -> int:
     """Return the KV blocks that `steps` decode steps take, the first `first` ticks from now."""
     width = e.phase.shape[1]
@@ -259,7 +258,7 @@ def _block_demand(e: Engines, r: int, first: int, steps: int) -> int:
     return demand
 
 
-@inner
+@kernel
 def _steps_within(e: Engines, r: int, first: int, blocks: int, most: int) -> int:
     """Return how many decode steps (at most `most`) that many KV blocks allow."""
     width = e.phase.shape[1]
@@ -308,7 +307,7 @@ def submit(
     _queue(e, r, slot, False)
 
 
-@inner
+@kernel
 def _leave(e: Engines, r: int, slot: int) -> None:
     """Take a sequence that is not in the sums out of the running ones; its blocks become free."""
     row = e.slots[slot]
@@ -336,7 +335,7 @@ def abort(e: Engines, r: int, slot: int) -> None:
         _resume_sums(e, r)
 
 
-@inner
+@kernel
 def _resume_sums(e: Engines, r: int) -> None:
     slot = e.counts[r, RUNNING_HEAD]
     while slot >= 0:
@@ -348,7 +347,7 @@ def _resume_sums(e: Engines, r: int) -> None:
 # --- scheduling -----------------------------------------------------------------------------------
 
 
-@inner
+@kernel
 def _take(e: Engines, r: int, slot: int, tokens: int) -> None:
     """Schedule tokens of a prompt, for which there are blocks."""
     row = e.slots[slot]
@@ -366,7 +365,7 @@ def _take(e: Engines, r: int, slot: int, tokens: int) -> None:
             row[PRIVATE] = _private_blocks(e, slot, reached)
 
 
-@inner
+@kernel
 def _admit(e: Engines, r: int, left: int) -> int:
     """Move the head of the queue to the running ones with up to `left` tokens, if it finds blocks.
 
@@ -404,14 +403,14 @@ def _admit(e: Engines, r: int, left: int) -> int:
     return ADMITTED
 
 
-@inner
+@kernel
 def _partial(e: Engines, r: int) -> int:
     """Return the running sequence whose prompt is partly done, or -1: only the last can be."""
     tail = e.counts[r, RUNNING_TAIL]
     return tail if tail >= 0 and e.slots[tail, PLACE] == PREFILLS else -1
 
 
-@inner
+@kernel
 def _advances_together(e: Engines, r: int) -> bool:
     """Tell whether every running sequence gets its token and its block."""
     left = e.limits[r, MAX_TOKENS] - e.counts[r, DECODING]
@@ -426,7 +425,7 @@ def _advances_together(e: Engines, r: int) -> bool:
     return need <= free_blocks(e.kv, r)
 
 
-@inner
+@kernel
 def _schedule_together(e: Engines, r: int, now_s: float, longest: int) -> None:
     """Plan a step, or a run of up to `longest` decode steps, when all sequences advance together."""
     counts = e.counts[r]
@@ -460,7 +459,7 @@ def _schedule_together(e: Engines, r: int, now_s: float, longest: int) -> None:
     _start(e, r, now_s, steps, decodes, counts[CONTEXT] + decodes, counts[PREFILL_HEAD])
 
 
-@inner
+@kernel
 def _start(
     e: Engines, r: int, now_s: float, steps: int, decodes: int, context: int, prefill_head: int
 ) -> None:
@@ -495,13 +494,13 @@ def _start(
     clock[END] = now_s + span_s(e, r, steps)
 
 
-@inner
+@kernel
 def span_s(e: Engines, r: int, steps: int) -> float:
     """Return the duration of the first `steps` planned steps."""
     return steps * e.clock[r, FIRST_STEP] + e.clock[r, GROWTH] * (0.5 * steps * (steps - 1))
 
 
-@inner
+@kernel
 def _preempt(e: Engines, r: int) -> int:
     """Send a running sequence back to the queue; return it. Sequences must not be in the sums."""
     counts = e.counts[r]
@@ -518,7 +517,7 @@ def _preempt(e: Engines, r: int) -> int:
     return victim
 
 
-@inner
+@kernel
 def _schedule_each(e: Engines, r: int, now_s: float) -> bool:
     """Plan one step sequence by sequence; False if preemption left nothing to do in it.
 
@@ -577,7 +576,7 @@ def plan(e: Engines, r: int, now_s: float, longest: int) -> bool:
     return False
 
 
-@inner
+@kernel
 def steps_until(e: Engines, r: int, now_s: float) -> int:
     """Return after how many of the planned steps (at least 1) `now_s` is reached."""
     elapsed = now_s - e.clock[r, START]
@@ -595,7 +594,7 @@ def steps_until(e: Engines, r: int, now_s: float) -> int:
     return steps
 
 
-@inner
+@kernel
 def cut(e: Engines, r: int, now_s: float) -> None:
     """End a run of steps after the step under way, so that a new request is looked at."""
     if e.counts[r, STEPS] > 1:
@@ -603,7 +602,7 @@ def cut(e: Engines, r: int, now_s: float) -> None:
         e.clock[r, END] = e.clock[r, START] + span_s(e, r, e.counts[r, STEPS])
 
 
-@inner
+@kernel
 def used_blocks(e: Engines, r: int, now_s: float) -> int:
     """Return the KV blocks in use at that time within the planned steps."""
     used = e.kv.blocks[r, 1]
@@ -612,7 +611,7 @@ def used_blocks(e: Engines, r: int, now_s: float) -> int:
     return used
 
 
-@inner
+@kernel
 def _emit(e: Engines, count: int, slot: int, bits: int) -> int:
     e.events[count, 0], e.events[count, 1] = slot, bits
     return count + 1
@@ -657,7 +656,7 @@ def complete(e: Engines, r: int, every_token: bool) -> int:
     return count
 
 
-@inner
+@kernel
 def _emit_running(e: Engines, r: int) -> int:
     count = 0
     slot = e.counts[r, RUNNING_HEAD]
@@ -670,7 +669,7 @@ def _emit_running(e: Engines, r: int) -> int:
     return count
 
 
-@inner
+@kernel
 def _advance(e: Engines, r: int, slot: int, count: int, every_token: bool) -> tuple[int, int]:
     """Credit a sequence that is not in the sums with its tokens; return the events and the next one."""
     row = e.slots[slot]

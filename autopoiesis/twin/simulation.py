@@ -191,7 +191,9 @@ def shards(trace: Trace) -> Ints:
     with_blocks = end > first
     key = _mixed(np.arange(1, len(trace) + 1, dtype=np.uint64))
     depth = max(ROOT_TOKENS // trace.block_tokens, 1)
-    key[with_blocks] = trace.blocks[np.minimum(first + depth, end)[with_blocks] - 1].astype(np.uint64)
+    key[with_blocks] = trace.blocks[np.minimum(first + depth, end)[with_blocks] - 1].astype(
+        np.uint64
+    )
     with_session = trace.session != 0
     key[with_session] = trace.session[with_session].astype(np.uint64)
     return (key * np.uint64(0x9E3779B97F4A7C15) >> np.uint64(58)).astype(np.int64)
