@@ -153,11 +153,11 @@ def allocate(
 
 
 def concentrated(
-    probabilities: Mapping[str, float], limits: Limits, cells: int
+    probabilities: Mapping[str, float], limits: Limits, cells: int, exploration: float = 1.0
 ) -> dict[str, float]:
-    """Leave challengers at most one cell of a window; the others go to those who lead.
+    """Leave challengers at most one cell of a window, and `exploration` of all cells in the long run.
 
-    Who leads: the likeliest arm, and the likeliest that is not limited. Challengers come first in
+    The others go to those who lead: the likeliest arm, and the likeliest that is not limited. Challengers come first in
     the result, which is what `systematic` needs to draw at most one of them.
     """
     leader = max(probabilities, key=lambda a: probabilities[a])
@@ -165,7 +165,7 @@ def concentrated(
     fallback = max(free, key=lambda a: probabilities[a]) if free else leader
     challengers = {a: p for a, p in probabilities.items() if a not in {leader, fallback}}
     total = sum(challengers.values())
-    scale = min(1.0, 1.0 / cells / total) if total > 0.0 else 1.0
+    scale = min(1.0, 1.0 / cells / total, exploration / total) if total > 0.0 else 1.0
     left = total * (1.0 - scale)
     most = limits.caps(cells).get(leader, 1.0)
     leading = min(probabilities[leader] + left, max(most, probabilities[leader]))

@@ -19,7 +19,7 @@ VERSION = 1
 """Of the saved arrays."""
 MIN_SCALE = 0.005
 """Residuals of utility are never believed to be smaller than this."""
-SCALE_PRIOR = (0.1, 10.0)
+SCALE_PRIOR = (0.05, 3.0)
 """Residual standard deviation before any observation, and how many observations it is worth."""
 
 

@@ -60,23 +60,24 @@ def replay_window(
     objective: Objective,
     bounds_s: tuple[float, float, float, float],
     seed: int,
+    speed: float = 1.0,
 ) -> dict[str, Judged]:
     """Return the window's requests as the twin serves them under each arm.
 
     `bounds_s` are the times where the warm-up, the window, what follows it, and nothing begin; what
-    follows is replayed too, because it competes with the window's last requests.
+    follows is replayed too, because it competes with the window's last requests. With a `speed` the
+    requests come that many times as fast.
     """
-    warm_s, started_s, ended_s, now_s = bounds_s
-    part = trace.slice(warm_s, now_s)
+    warm_s = bounds_s[0]
+    started_s, ended_s, now_s = ((at - warm_s) / speed for at in bounds_s[1:])
+    part = trace.slice(warm_s, bounds_s[3]).speed(speed)
     everything = (tuple(range(len(replicas))), tuple(range(SHARDS)))
     judged: dict[str, Judged] = {}
     for arm, program in programs.items():
         simulation = Simulation(part, replicas, objective, seed)
         simulation.allocate([SimCell(program, *everything)])
-        simulation.advance(now_s - warm_s)
-        judged[arm] = judge(
-            simulation.outcome(), objective, started_s - warm_s, ended_s - warm_s, now_s - warm_s
-        )
+        simulation.advance(now_s)
+        judged[arm] = judge(simulation.outcome(), objective, started_s, ended_s, now_s)
     return judged
 
 

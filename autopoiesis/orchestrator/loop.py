@@ -62,6 +62,8 @@ LEVEL = "level"
 """Name under which the level of all arms is learned."""
 TRUSTED = 0.5
 """Trust in the twin from which on one cell is sampled too: every arm is informed every window."""
+EXPLORATION = (0.25, 0.05)
+"""Most of the cells that go to challengers, with no and with full trust in the twin."""
 LOAD_RATE = 0.2
 """How fast the shards' shares of the load follow; shards move when they change."""
 HALF_WEIGHT_REQUESTS = 20
@@ -77,6 +79,10 @@ class LoopSettings:
     """Whether windows are replayed in the twin under every arm."""
     replayed_requests: int = 60_000
     """Most requests that the twin simulates per window."""
+    stress: float = 1.5
+    """Speed at which windows are replayed once more: which arm would hold if the load rose?"""
+    stress_weight: float = 0.1
+    """Weight of that answer; it decides where arms are equal, as they are while load is low."""
     temper: float = 0.5
     """Share of what the bandit knows that it keeps when rewards or the twin's errors drift."""
     bandit: BanditSettings = field(default_factory=BanditSettings)
@@ -177,7 +183,8 @@ class WindowLoop:
         twin = self._replay(kept, seen, set(played))
         values = {arm: u for arm, j in twin.items() if (u := j.mean_utility()) is not None}
         estimates = self.correction.learn(values, played) if values else {}
-        residuals = self._learn(rows, kept.vector, estimates)
+        lean = self._lean(kept, seen, list(values))
+        residuals = self._learn(rows, kept.vector, estimates, lean)
         regret = regret_of(estimates, shares, twin, self.correction) if estimates else None
         errors = twin_errors(window, judged, twin, shares)
         drifted = self._watch(seen, residuals, errors)
@@ -214,26 +221,39 @@ class WindowLoop:
         }
 
     def _replay(self, kept: _Window, seen: Observation, played: set[str]) -> dict[str, Judged]:
-        length_s = kept.ended_s - kept.started_s
-        warm_s = max(kept.started_s - WARMUP_WINDOWS * length_s, float(_first(seen)))
-        first, last = np.searchsorted(seen.trace.arrival_s, [warm_s, seen.ended_s])
+        """Replay the window in the twin under as many arms as the budget allows."""
         counted = np.searchsorted(seen.trace.arrival_s, [kept.started_s, kept.ended_s])
         if not self.settings.twin or not seen.replicas or counted[0] == counted[1]:
             return {}
+        first, last = np.searchsorted(seen.trace.arrival_s, [_warm_s(kept, seen), seen.ended_s])
         serving = [a.id for a in self.registry.serving()]
         mean = self._means()
         promising = sorted(serving, key=lambda a: (a not in played, -mean.get(a, 0.0)))
-        known = [a for a in played if a not in serving and a in self.bandit.arms]
-        arms = affordable(
-            serving + known, known + promising, int(last - first), self.settings.replayed_requests
-        )
+        gone = [a for a in played if a not in serving and a in self.bandit.arms]
+        budget = self.settings.replayed_requests // (2 if self.settings.stress_weight else 1)
+        arms = affordable(serving + gone, gone + promising, int(last - first), budget)
+        return self._simulate(kept, seen, arms, 1.0)
+
+    def _lean(self, kept: _Window, seen: Observation, arms: Sequence[str]) -> dict[str, float]:
+        """Return by how much to prefer each arm for what it would do under more load."""
+        if not arms or not self.settings.stress_weight:
+            return {}
+        stressed = self._simulate(kept, seen, arms, self.settings.stress)
+        utility = {a: u for a, j in stressed.items() if (u := j.mean_utility()) is not None}
+        mean = float(np.mean([*utility.values()])) if utility else 0.0
+        return {arm: self.settings.stress_weight * (u - mean) for arm, u in utility.items()}
+
+    def _simulate(
+        self, kept: _Window, seen: Observation, arms: Sequence[str], speed: float
+    ) -> dict[str, Judged]:
         return replay_window(
             seen.trace,
             seen.replicas,
             {arm: self.registry.program(arm) for arm in arms},
             self.objective,
-            (warm_s, kept.started_s, kept.ended_s, seen.ended_s),
+            (_warm_s(kept, seen), kept.started_s, kept.ended_s, seen.ended_s),
             self.seed,
+            speed,
         )
 
     def _learn(
@@ -241,6 +261,7 @@ class WindowLoop:
         rows: Sequence[CellRow],
         vector: NDArray[np.float64],
         estimates: Mapping[str, float],
+        lean: Mapping[str, float],
     ) -> dict[str, float]:
         """Teach the bandit a window; return the mean residual of what was observed.
 
@@ -268,12 +289,13 @@ class WindowLoop:
             )
             total += weight
             word = trust * estimates.get(row.arm_id, utility) + (1.0 - trust) * utility
-            self.bandit.update(row.arm_id, vector, word - base, weight)
+            self.bandit.update(row.arm_id, vector, word - base + lean.get(row.arm_id, 0.0), weight)
         played = {row.arm_id for row in seen}
         for arm, estimate in estimates.items():
             if arm not in played and arm in self.bandit.arms:
                 weight = self.correction.weight
-                self.bandit.update(arm, vector, estimate - base, weight, imputed=True)
+                advantage = estimate - base + lean.get(arm, 0.0)
+                self.bandit.update(arm, vector, advantage, weight, imputed=True)
         return {"reward": residual / total}
 
     def _watch(
@@ -364,8 +386,13 @@ class WindowLoop:
             np.random.default_rng([self.seed, max(self._windows, default=-1) + 1, 1]),
             eligible=[a.id for a in self.registry.serving()],
             caps=limits.caps(cells) if limits else None,
-            sample=cells > 1 or self.correction.trust >= TRUSTED,
+            sample=cells > 1 or (self.settings.twin and self.correction.trust >= TRUSTED),
         )
+
+    def _exploration(self) -> float:
+        without, trusted = EXPLORATION
+        trust = self.correction.trust if self.settings.twin else 0.0
+        return without + (trusted - without) * trust
 
     def _layout(self, replicas: Sequence[ReplicaSpec]) -> Layout:
         return lay_out(
@@ -391,7 +418,7 @@ class WindowLoop:
         limits = self.lifecycle.limits(self.registry.serving())
         rng = np.random.default_rng([self.seed, window])
         cells = len(layout.groups)
-        probabilities = concentrated(self._drawn(cells, limits), limits, cells)
+        probabilities = concentrated(self._drawn(cells, limits), limits, cells, self._exploration())
         if limits.unconfirmed and only is None:
             wanted, control = self._drawn(cells, None), self._control(self._means()).id
             self.lifecycle.want(window, limits.unconfirmed, wanted, control, rng)
@@ -424,7 +451,7 @@ class WindowLoop:
         p: dict[str, float] = {}
         if serving and replicas:
             limits, cells = self.lifecycle.limits(serving), len(self._layout(replicas).groups)
-            p = concentrated(self._drawn(cells, limits), limits, cells)
+            p = concentrated(self._drawn(cells, limits), limits, cells, self._exploration())
         mean = self._means()
         _, sd = self.bandit.predict(self._scaler.standardise(self._context))
         return [
@@ -506,8 +533,10 @@ def _part(state: Mapping[str, NDArray[Any]], prefix: str) -> dict[str, NDArray[A
     return {k.removeprefix(prefix): a for k, a in state.items() if k.startswith(prefix)}
 
 
-def _first(seen: Observation) -> float:
-    return seen.trace.arrival_s[0] if len(seen.trace) else seen.started_s
+def _warm_s(kept: _Window, seen: Observation) -> float:
+    """Return when the replay's warm-up begins."""
+    first_s = float(seen.trace.arrival_s[0]) if len(seen.trace) else kept.started_s
+    return max(kept.started_s - WARMUP_WINDOWS * (kept.ended_s - kept.started_s), first_s)
 
 
 def _context(judged: Judged, replicas: Sequence[ReplicaSpec]) -> dict[str, float]:
