@@ -1,7 +1,7 @@
 """The command line. Each command reads its options, calls one room, and prints the answer."""
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
@@ -67,7 +67,7 @@ def stop_with(code: int, message: str) -> NoReturn:
 
 
 @contextmanager
-def refusals() -> Iterator[None]:
+def refusals() -> Generator[None]:
     """Turn what the rooms refuse into one sentence and the right exit code."""
     from autopoiesis.arms.language import PolicyError
     from autopoiesis.arms.registry import RegistryError
@@ -84,6 +84,14 @@ def refusals() -> Iterator[None]:
         stop_with(CANNOT_START, str(error))
     except (SettingsError, TraceError, PolicyError, RegistryError, QueryError) as error:
         stop_with(WRONG_USAGE, str(error))
+
+
+def _say(line: str) -> None:
+    err.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+def _say_nothing(_line: str) -> None:
+    pass
 
 
 def _show_version(wanted: bool) -> None:
@@ -164,16 +172,11 @@ def serve(
         stop_with(WRONG_USAGE, "Give either --replica or --simulate, not both.")
     with refusals():
         settings = _settings(
-            config, replica=replica, simulate=simulate, profile=profile, host=host, port=port, control_port=control_port,
-            synthesizer=synthesizer, window_s=window, slo_ttft_s=slo_ttft, slo_tpot_s=slo_tpot, for_s=for_s,
+            config, replica=replica, simulate=simulate, profile=profile, host=host, port=port,
+            control_port=control_port, synthesizer=synthesizer, window_s=window, slo_ttft_s=slo_ttft, slo_tpot_s=slo_tpot, for_s=for_s,
             data_dir=data_dir, seed=seed,
         )  # fmt: skip
-        say = (
-            (lambda _line: None)
-            if quiet
-            else (lambda line: err.print(line, highlight=False, markup=False))
-        )
-        run(settings, say)
+        run(settings, _say_nothing if quiet else _say, _say if verbose else _say_nothing)
 
 
 @app.command()
@@ -278,12 +281,13 @@ def replay(
     quiet: Quiet = False,
 ) -> None:
     """Run a trace in the twin: every human arm (or the given ones), the online system, the oracle."""
-    from autopoiesis.orchestrator.replay import replay_command
+    from autopoiesis.orchestrator.replay_command import replay_command
     from autopoiesis.orchestrator.tables import replay_table, write_json
 
     with refusals():
         settings = _settings(
-            config, profile=profile, window_s=window, slo_ttft_s=slo_ttft, slo_tpot_s=slo_tpot, data_dir=data_dir, seed=seed
+            config, profile=profile, window_s=window, slo_ttft_s=slo_ttft, slo_tpot_s=slo_tpot,
+            data_dir=data_dir, seed=seed,
         )  # fmt: skip
         report = replay_command(
             settings, trace, replicas=replicas, speed=speed, arms=arm or (), online=online, evolve=evolve,
@@ -383,7 +387,7 @@ def traces_info(
     if json:
         write_json(summary, json)
     if json != "-":
-        out.print(pairs_table(str(trace), summary))
+        out.print(pairs_table(str(trace), dict(summary)))
 
 
 @traces_app.command("import")

@@ -55,7 +55,7 @@ class FleetState(NamedTuple):
     """(7,): averages over the arrivals of the whole fleet."""
     objective: NDArray[np.float64]
     """(2,): SLO for TTFT and TPOT [s]."""
-    index: PrefixIndex
+    prefixes: PrefixIndex
     session: NDArray[np.int64]
     """(SESSIONS,): session hash of a slot, 0 if free."""
     session_replica: NDArray[np.int32]
@@ -89,7 +89,7 @@ def fleet_state(replicas: int, objective: Objective, prefix_slots: int, block_to
         joined_s=np.zeros(replicas),
         traffic=traffic,
         objective=np.array([objective.slo_ttft_s, objective.slo_tpot_s]),
-        index=prefix_index(replicas, prefix_slots),
+        prefixes=prefix_index(replicas, prefix_slots),
         session=np.zeros(SESSIONS, np.int64),
         session_replica=np.full(SESSIONS, -1, np.int32),
         block_tokens=np.array([block_tokens], np.int64),
@@ -111,8 +111,8 @@ def join(state: FleetState, r: int, speed: float, prefix_blocks: int, now_s: flo
     state.replica[r, :] = 0.0
     state.replica[r, SPEED] = speed
     state.joined_s[r] = now_s
-    state.index.capacity[r] = prefix_blocks
-    forget_replica(state.index, r)
+    state.prefixes.capacity[r] = prefix_blocks
+    forget_replica(state.prefixes, r)
 
 
 @numba.njit(cache=True)
@@ -138,7 +138,7 @@ def predicted_output_tokens(state: FleetState, max_output_tokens: float) -> floa
 @numba.njit(cache=True)
 def hit_tokens(state: FleetState, r: int, blocks: NDArray[np.int64], input_tokens: float) -> float:
     """Return the prompt tokens that replica r probably has cached; at least one is always computed."""
-    return min(matching_blocks(state.index, r, blocks) * float(state.block_tokens[0]), max(input_tokens - 1.0, 0.0))
+    return min(matching_blocks(state.prefixes, r, blocks) * float(state.block_tokens[0]), max(input_tokens - 1.0, 0.0))
 
 
 @numba.njit(cache=True)
@@ -155,7 +155,7 @@ def dispatch(
     state.replica[r, QUEUED_PREFILL] += uncached
     cached = hit / input_tokens if input_tokens > 0.0 else 0.0
     state.traffic[CACHED] += TRAFFIC_WEIGHT * (cached - state.traffic[CACHED])
-    remember(state.index, r, blocks)
+    remember(state.prefixes, r, blocks)
     if session != 0:
         slot = session & (SESSIONS - 1)
         state.session[slot] = session

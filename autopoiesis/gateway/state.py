@@ -6,7 +6,7 @@ Wraps the kernels of `arms.fleet`, which work on indexes, for the world of names
 import heapq
 import logging
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -21,6 +21,7 @@ from autopoiesis.arms.objective import Objective
 from autopoiesis.arms.prefix import BLOCK_TOKENS, CHARS_PER_TOKEN
 from autopoiesis.gateway.flight import Flight
 from autopoiesis.gateway.held import HeldQueue
+from autopoiesis.gateway.urgency import urgencies
 
 log = logging.getLogger(__name__)
 
@@ -152,7 +153,7 @@ class GatewayState:
         """Bound what a replica's prefix index remembers by what its KV cache holds."""
         if name in self._index and tokens > 0:
             self._kv_tokens[name] = tokens
-            self._fleet.index.capacity[self._index[name]] = self._prefix_blocks(tokens)
+            self._fleet.prefixes.capacity[self._index[name]] = self._prefix_blocks(tokens)
 
     def set_chars_per_token(self, ratio: float) -> None:
         """Translate prefix blocks, which are cut by characters, into tokens."""
@@ -266,6 +267,10 @@ class GatewayState:
             )
         flight.replica = -1
 
+    def retract(self, flight: Flight) -> None:
+        """Undo the account of a request that was not sent after all, or whose end nobody knows."""
+        self.finish(flight, -1, 0.0, 0.0, failed=False)
+
     # --- inside -------------------------------------------------------------------------------
 
     def _arm(self, flight: Flight) -> ServingArm:
@@ -354,24 +359,19 @@ class GatewayState:
         self._dispatch(flight, replica)
         flight.dispatched_s = sent_s
 
-    def _most_urgent_first(self, arm: ServingArm, waiting: Iterable[Flight]) -> list[Flight]:
+    def _most_urgent_first(self, arm: ServingArm, waiting: Sequence[Flight]) -> list[Flight]:
         if arm.program.entry[PRIORITY] < 0:
             return list(waiting)  # in order of arrival
         now_s = self.clock()
+        requests = np.array(
+            [
+                (f.input_tokens, f.max_output_tokens, f.priority_class, now_s - f.arrived_s)
+                for f in waiting
+            ]
+        )
         fleet.describe_fleet(arm.registers, self._fleet, arm.group, now_s, self._rng.random())
-        urgencies: list[tuple[float, float, Flight]] = []
-        for flight in waiting:
-            fleet.describe_request(
-                arm.registers,
-                self._fleet,
-                flight.input_tokens,
-                flight.max_output_tokens,
-                flight.priority_class,
-                now_s - flight.arrived_s,
-            )
-            urgencies.append((fleet.urgency(arm.program, arm.registers), flight.arrived_s, flight))
-        urgencies.sort(key=lambda entry: entry[:2])
-        return [flight for _, _, flight in urgencies]
+        values = urgencies(arm.program, arm.registers, self._fleet, requests)
+        return [waiting[i] for i in np.argsort(values, kind="stable")]
 
     def _enter(self, member: Member) -> None:
         free = self._free.popleft()
@@ -383,9 +383,8 @@ class GatewayState:
     def _leave(self, name: str) -> None:
         index = self._index.pop(name)
         del self._names[index]
-        self._free.append(
-            index
-        )  # last in line: requests still on their way there must not count elsewhere
+        # Last in line: requests still on their way there must not count elsewhere.
+        self._free.append(index)
         del self._by_address[self._members.pop(name).address]
         self._kv_tokens.pop(name, None)
         self._down.discard(name)

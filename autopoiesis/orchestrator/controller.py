@@ -13,7 +13,6 @@ import time
 from collections import deque
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 from aiohttp import web
 
@@ -23,13 +22,14 @@ from autopoiesis.arms.seeds import seed_arms
 from autopoiesis.gateway.link import Batch, PickerLink
 from autopoiesis.gateway.settings import RunDir
 from autopoiesis.orchestrator.control import control_app
-from autopoiesis.orchestrator.growth import brief_of, take_in
+from autopoiesis.orchestrator.growth import RACE_WORTH, brief_of, take_in
 from autopoiesis.orchestrator.loop import KEEP_WINDOWS, LoopSettings, Settled, WindowLoop
 from autopoiesis.orchestrator.observation import Observation, observed
 from autopoiesis.orchestrator.settings import Settings
 from autopoiesis.orchestrator.status import Status
 from autopoiesis.orchestrator.triggers import Trigger, TriggerSettings
 from autopoiesis.replicas.fleet import Member, read_fleet
+from autopoiesis.synthesis.brief import Brief
 from autopoiesis.synthesis.launch import run_worker
 from autopoiesis.telemetry.records import EventRow, OpenRequest, ReplicaSample, RequestRecord
 from autopoiesis.telemetry.store import Store, TelemetryError
@@ -41,8 +41,6 @@ log = logging.getLogger(__name__)
 
 BRIEF_WINDOWS = 14
 """Windows of requests kept in memory: what a synthesis brief is made from."""
-RACE_WORTH = 10.0
-"""Observations that a race's word on a new arm is worth."""
 LAST_BATCH_S = 1.0
 """How long a stop waits for the picker's last records."""
 
@@ -202,7 +200,10 @@ class Controller:
     # --- new arms -----------------------------------------------------------------------------
 
     def _grow(self, trigger: Trigger) -> None:
-        brief = brief_of(trigger, self._settings, list(self._records), self._members, self.registry)
+        recent, _ = observed(list(self._records))
+        serving = self.registry.serving()
+        known = [arm.id for arm in self.registry.all() if arm not in serving]
+        brief = brief_of(trigger, recent, self._specs(), serving, known, self._settings)
         if brief is None:
             self._say(
                 trigger.at_s,
@@ -214,7 +215,7 @@ class Controller:
         self._loop.triggers.began()
         self._growing = asyncio.create_task(self._synthesize(brief), name="synthesis")
 
-    async def _synthesize(self, brief: Any) -> None:
+    async def _synthesize(self, brief: Brief) -> None:
         self.status.synthesis_began(time.time())
         try:
             row = await run_worker(brief)

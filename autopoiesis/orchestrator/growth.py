@@ -1,53 +1,55 @@
 """From a trigger to new arms: the brief for the synthesizer, and what becomes of its answer."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 
-from autopoiesis.arms.arm import SERVING, Arm, Origin, State
+from autopoiesis.arms.arm import Arm, Origin, State
 from autopoiesis.arms.registry import Registry
-from autopoiesis.orchestrator.observation import observed
 from autopoiesis.orchestrator.settings import Settings
 from autopoiesis.orchestrator.triggers import Trigger
-from autopoiesis.replicas.fleet import Member
 from autopoiesis.synthesis.brief import Brief, BriefError, Incumbent, cut
 from autopoiesis.synthesis.step import promoted_arms
-from autopoiesis.telemetry.records import RequestRecord, SynthesisRow
-from autopoiesis.twin.latency import profile
+from autopoiesis.telemetry.records import SynthesisRow
 from autopoiesis.twin.simulation import ReplicaSpec
+from autopoiesis.twin.trace import Trace
 
-WARMUP_SHARE = 1.0
-"""Traffic before each window that fills queues and caches, in windows."""
+RACE_WORTH = 10.0
+"""Observations that a race's word on a new arm is worth to the bandit."""
 
 
 def brief_of(
     trigger: Trigger,
+    recent: Trace,
+    replicas: Sequence[ReplicaSpec],
+    serving: Sequence[Arm],
+    known: Collection[str],
     settings: Settings,
-    records: Sequence[RequestRecord],
-    members: Sequence[Member],
-    registry: Registry,
 ) -> Brief | None:
-    """Ask for policies that would have served the recent requests better; None if there are too few."""
-    trace, _ = observed(records)
-    if len(trace) < 2:
+    """Ask for policies that would have served recent requests better; None if they are too few.
+
+    Each window is raced with the window before it as warm-up, which fills queues and caches.
+    `known` are the ids of policies that need not be tried again.
+    """
+    if len(recent) < 2:
         return None
-    trace = replace(trace, arrival_s=trace.arrival_s - trace.arrival_s[0])
-    warmup_s = WARMUP_SHARE * settings.window_s
-    windows, holdout = cut(trace, settings.window_s, warmup_s)
-    incumbents = [
-        Incumbent(a.id, a.source, a.origin, a.name) for a in registry.all() if a.state in SERVING
-    ]
+    window_s = settings.window_s
+    windows, holdout = cut(
+        replace(recent, arrival_s=recent.arrival_s - recent.arrival_s[0]), window_s, window_s
+    )
+    if not holdout:
+        return None
     try:
-        brief = Brief(
+        return Brief(
             trigger=f"{trigger.kind}: {trigger.why}",
             objective=settings.objective,
-            replicas=tuple(ReplicaSpec(m.name, profile(m.profile), m.speed) for m in members),
+            replicas=tuple(replicas),
             windows=windows,
             holdout=holdout,
-            incumbents=tuple(incumbents),
+            incumbents=tuple(Incumbent(a.id, a.source, a.origin, a.name) for a in serving),
             seed=settings.seed + trigger.window,
             budget_s=settings.synthesis_budget_s,
-            warmup_s=warmup_s,
-            known=tuple(a.id for a in registry.all() if a.state not in SERVING),
+            warmup_s=window_s,
+            known=tuple(known),
             synthesizer=Origin(settings.synthesizer),
             folder=str(settings.data_dir / "synthesis"),
             window=trigger.window,
@@ -55,7 +57,6 @@ def brief_of(
         )
     except BriefError:
         return None
-    return brief if holdout else None
 
 
 def take_in(row: SynthesisRow, registry: Registry, now_s: float) -> list[tuple[Arm, float]]:

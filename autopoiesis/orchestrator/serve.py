@@ -8,15 +8,18 @@ from autopoiesis.orchestrator.settings import Settings
 from autopoiesis.orchestrator.supervisor import Say, Supervisor, data_directory
 
 
-def serve(settings: Settings, say: Say) -> None:
-    """Serve until SIGINT, SIGTERM or `settings.for_s`; nothing is left behind."""
+def serve(settings: Settings, say: Say, detail: Say) -> None:
+    """Serve until SIGINT, SIGTERM or `settings.for_s`; nothing is left behind.
+
+    `say` is told what an operator should know, `detail` the rest.
+    """
     with data_directory(settings):
-        asyncio.run(_serve(settings, say))
+        asyncio.run(_serve(settings, say, detail))
 
 
-async def _serve(settings: Settings, say: Say) -> None:
+async def _serve(settings: Settings, say: Say, detail: Say) -> None:
     stop = stop_on_signals()
-    supervisor = Supervisor(settings, say)
+    supervisor = Supervisor(settings, say, detail)
     say("starting (the first start on a machine compiles the kernels: a minute or two)")
     starting = asyncio.create_task(supervisor.start())
     stopping = asyncio.create_task(stop.wait())

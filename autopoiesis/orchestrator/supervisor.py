@@ -38,13 +38,14 @@ class CannotStartError(RuntimeError):
 
 
 class Supervisor:
-    """One running gateway: `async with Supervisor(settings, say) as it: await it.run_until(stop)`."""
+    """One running gateway: `start`, then `stop` in any case."""
 
-    def __init__(self, settings: Settings, say: Say) -> None:
-        """Prepare; `say` is told one line for everything an operator should know."""
+    def __init__(self, settings: Settings, say: Say, detail: Say = lambda _line: None) -> None:
+        """Prepare; `say` is told one line for everything an operator should know, `detail` the rest."""
         self.settings = settings
         self.members: tuple[Member, ...] = ()
         self._say = say
+        self._detail = detail
         self._children: list[Child] = []
 
     @property
@@ -137,6 +138,7 @@ class Supervisor:
         child = Child(name, argv, log, environment, on_exit=self._on_exit)
         self._children.append(child)
         await child.start()
+        self._detail(f"started {name} (process {child.pid}, log {log})")
 
     def _on_exit(self, name: str, code: int) -> None:
         how = f"was killed by signal {-code}" if code < 0 else f"ended with code {code}"

@@ -87,8 +87,11 @@ def load_table(summary: Describable) -> Table:
 def replay_table(report: Describable) -> Table:
     """Show a replay, best policy first."""
     told = report.as_dict()
-    table = Table(title=f"{told['trace']}: {told['requests']:,} requests over {told['duration_s']:,.0f} s, "
-                        f"{told['replicas']} replicas, {told['simulated_requests_per_s']:,.0f} simulated requests/s")  # fmt: skip
+    title = f"{told['trace']}: {told['requests']:,} requests over {told['duration_s']:,.0f} s, "
+    title += (
+        f"{told['replicas']} replicas, {told['simulated_requests_per_s']:,.0f} simulated requests/s"
+    )
+    table = Table(title=title)
     columns = {"utility": 4, "goodput": 2, "completed": 0, "shed": 0, "failed": 0, "ttft_p50_s": 3, "ttft_p99_s": 3,
                "tpot_p50_s": 4, "tpot_p99_s": 4, "e2e_mean_s": 2}  # fmt: skip
     table.add_column("policy")

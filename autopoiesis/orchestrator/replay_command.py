@@ -1,0 +1,123 @@
+"""`replay`: what is asked on the command line, put to the twin, with progress."""
+
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+from autopoiesis.arms.arm import Arm
+from autopoiesis.arms.files import read_arm
+from autopoiesis.arms.registry import Registry, RegistryError
+from autopoiesis.arms.seeds import seed_arms
+from autopoiesis.orchestrator.growth import RACE_WORTH, brief_of
+from autopoiesis.orchestrator.loop import LoopSettings
+from autopoiesis.orchestrator.replay import Newcomer, ReplayReport, Request, replay
+from autopoiesis.orchestrator.settings import Settings
+from autopoiesis.orchestrator.triggers import TriggerSettings
+from autopoiesis.synthesis.launch import run_worker_now
+from autopoiesis.synthesis.step import promoted_arms
+from autopoiesis.telemetry.store import Store
+from autopoiesis.twin.latency import profile
+from autopoiesis.twin.simulation import ReplicaSpec
+from autopoiesis.twin.trace import TraceError, read_trace
+
+
+def replay_command(
+    settings: Settings,
+    trace_file: Path,
+    *,
+    replicas: int,
+    speed: float,
+    arms: Sequence[str],
+    online: bool,
+    evolve: bool,
+    for_s: float | None,
+    quiet: bool,
+) -> ReplayReport:
+    """Replay a trace file under the arms asked for; every human one if none is."""
+    trace = read_trace(trace_file).speed(speed)
+    if for_s is not None:
+        trace = trace.slice(0.0, for_s)
+    if not len(trace):
+        raise TraceError(f"{trace_file}: no request is left of it; use a longer --for.")
+    names = settings.profile
+    fleet = [ReplicaSpec(f"replica-{i}", profile(names[i % len(names)])) for i in range(replicas)]
+    chosen = _arms(settings, arms) if arms else seed_arms()
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True), disable=quiet, transient=True) as bar:
+        task = bar.add_task("replay", total=1.0)
+        return replay(
+            trace,
+            fleet,
+            chosen,
+            settings.objective,
+            settings.seed,
+            online=online,
+            evolve=_evolve(settings) if evolve else None,
+            window_s=settings.window_s,
+            settings=LoopSettings(
+                cell_replicas=settings.cell_replicas,
+                triggers=TriggerSettings(cooldown_s=settings.synthesis_cooldown_s),
+            ),
+            progress=lambda what, done: bar.update(task, description=what, completed=done),
+        )
+
+
+def _evolve(settings: Settings) -> Callable[[Request], list[Newcomer]]:
+    """Return a synthesizer that runs a worker and waits for it."""
+
+    def synthesize(request: Request) -> list[Newcomer]:
+        brief = brief_of(
+            request.trigger, request.recent, request.replicas, request.arms, (), settings
+        )
+        if brief is None:
+            return []
+        row = run_worker_now(brief)
+        gains = {candidate.arm_id: candidate.gain or 0.0 for candidate in row.candidates}
+        return [
+            Newcomer(arm, row.beaten or None, gains[arm.id], RACE_WORTH)
+            for arm in promoted_arms(row, time.time())
+        ]
+
+    return synthesize
+
+
+def _arms(settings: Settings, keys: Sequence[str]) -> list[Arm]:
+    """Find arms by file, or by id or name among the seeds and the arms of the data directory."""
+    known: Registry | None = None
+    found: list[Arm] = []
+    for key in keys:
+        path = Path(key)
+        if path.suffix in {".py", ".policy"}:
+            try:
+                found.append(read_arm(path, time.time()))
+            except OSError as error:
+                raise RegistryError(f"Cannot read the policy {path}: {error.strerror}.") from None
+            continue
+        known = known or _registry(settings)
+        found.append(known.get(key))
+    return found
+
+
+class _Stored:
+    """The arms of a stopped instance, and the seeds; nothing is written back."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._arms = {arm.id: arm for arm in seed_arms()}
+        if settings.telemetry_file.exists():
+            with Store.open(settings.telemetry_file) as store:
+                self._arms |= {arm.id: arm for arm in store.load_arms()}
+
+    def load_arms(self) -> list[Arm]:
+        """Return all arms."""
+        return list(self._arms.values())
+
+    def save_arm(self, arm: Arm) -> None:
+        """Keep a change for this run."""
+        self._arms[arm.id] = arm
+
+
+def _registry(settings: Settings) -> Registry:
+    return Registry(_Stored(settings))
