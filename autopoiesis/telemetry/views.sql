@@ -16,7 +16,9 @@ served as (
         sum(utility * counted) / nullif(sum(counted), 0) as utility,
         sum(replica_seconds) as replica_seconds
     from (
-        select *, if(utility is null, 0, completed + shed + failed) as counted from cells
+        select *, if(utility is null, 0, completed + shed + failed) as counted
+        from cells
+        where window_id > (select max(window_id) - 10_000 from windows)
     )
     group by arm_id
 ),
@@ -64,15 +66,8 @@ select
     w.completed,
     w.shed,
     w.failed,
-    w.throughput_tokens_s,
-    c.arms
-from windows as w
-left join (
-    select x.window_id, list(distinct coalesce(m.name, x.arm_id) order by coalesce(m.name, x.arm_id)) as arms
-    from cells as x
-    left join arms as m on m.id = x.arm_id
-    group by x.window_id
-) as c on c.window_id = w.window_id;
+    w.throughput_tokens_s
+from windows as w;
 
 create or replace view regret_over_time as
 select
