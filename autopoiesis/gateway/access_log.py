@@ -4,7 +4,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from autopoiesis.gateway.protocol import Message
-from autopoiesis.gateway.settings import DECISION_NAMESPACE, INFERENCE_ROUTE, USAGE_NAMESPACE
+from autopoiesis.gateway.settings import (
+    DECISION_NAMESPACE,
+    INFERENCE_ROUTE,
+    LONGEST_ID,
+    USAGE_NAMESPACE,
+)
 from autopoiesis.telemetry.records import Status
 
 _BROKEN_FLAGS = (
@@ -61,7 +66,7 @@ def read_entry(entry: Message) -> Ending | None:
         arm_id=decision["arm"].string_value if decision else "",
         window=int(decision["window"].number_value) if decision else -1,
         shard=int(decision["shard"].number_value) if decision else -1,
-        request_id=entry.request.request_id,
+        request_id=entry.request.request_id[:LONGEST_ID],
         path=(entry.request.original_path or entry.request.path).partition("?")[0],
         status=status,
         http_status=http_status,

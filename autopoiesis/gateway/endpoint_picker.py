@@ -10,12 +10,14 @@ import logging
 import secrets
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from hashlib import blake2b
 from typing import Any
 
 from autopoiesis.arms.allocation import ROOT_TOKENS, shard_of
 from autopoiesis.arms.prefix import BLOCK_TOKENS, block_hashes
 from autopoiesis.gateway import protocol
+from autopoiesis.gateway.access_log import CLIENT_CLOSED
 from autopoiesis.gateway.errors import INVALID_REQUEST, OVERLOADED, openai_error
 from autopoiesis.gateway.flight import Flight
 from autopoiesis.gateway.ledger import Ledger
@@ -66,11 +68,17 @@ class EndpointPicker:
             future = self._waiting.get(flight.key)
             if future is not None and not future.done():
                 future.set_result(addresses)
+            else:
+                self._state.retract(flight)  # nobody waits any more
         after_s = self._state.clock()
         self._release_after_s = after_s + (after_s - before_s) * (1.0 / RELEASE_SHARE - 1.0)
 
     async def process(self, _: object, stream: Stream) -> None:
         """Serve one request: a gRPC stream of its own."""
+        with suppress(protocol.BROKEN):  # Envoy's own log tells
+            await self._converse(stream)
+
+    async def _converse(self, stream: Stream) -> None:
         flight: Flight | None = None
         while (message := await stream.read()) is not protocol.END:
             kind = message.WhichOneof("request")
@@ -103,22 +111,31 @@ class EndpointPicker:
         if addresses is None:
             return None
         self._ledger.open(flight)
-        await stream.write(protocol.choice(flight, addresses))
+        try:
+            await stream.write(protocol.choice(flight, addresses))
+        except BaseException:  # Envoy gave up waiting, or its client did
+            self._ledger.retract(flight)
+            raise
         return flight
 
     async def _decide(self, flight: Flight, started_s: float, stream: Stream) -> Addresses | None:
+        """Return where to send the request, after a wait if need be; None if it was refused."""
         try:
-            addresses = self._state.decide(flight)
+            addresses = self._by_policy(flight)
             flight.decision_s = time.perf_counter() - started_s
-            if addresses is None:
-                addresses = await self._hold(flight, stream)
-            return addresses
+            return addresses if addresses is not None else await self._hold(flight, stream)
         except Shed as refusal:
             self._ledger.settle(flight, Status.SHED, 429)
             message = f"{refusal}; try again in {RETRY_AFTER_S} s."
             error = openai_error(message, OVERLOADED, "overloaded")
             await stream.write(protocol.refusal(429, error, {"retry-after": str(RETRY_AFTER_S)}))
             return None
+
+    def _by_policy(self, flight: Flight) -> Addresses | None:
+        try:
+            return self._state.decide(flight)
+        except Shed:
+            raise
         except Exception as error:
             log.exception("Arm %s failed", flight.arm_id)
             self._state.faults[flight.arm_id, f"{type(error).__name__}: {error}"[:200]] += 1
@@ -133,12 +150,10 @@ class EndpointPicker:
         except TimeoutError:
             self._state.drop_held(flight)
             raise Shed(f"No replica was free for {HOLD_S:.0f} s") from None
-        except asyncio.CancelledError:  # the client went away
-            if future.done() and not future.cancelled():
-                self._ledger.open(flight)  # it was just sent; the access log will tell its end
-            else:
-                self._state.drop_held(flight)
-                self._ledger.settle(flight, Status.ABORTED, 499)
+        except BaseException:  # the client went away
+            self._state.drop_held(flight)
+            self._state.retract(flight)  # in case it was placed at this very moment
+            self._ledger.settle(flight, Status.ABORTED, CLIENT_CLOSED)
             raise
         finally:
             del self._waiting[flight.key]
@@ -163,7 +178,11 @@ class EndpointPicker:
         prompt = read_prompt(path, text("request.headers['content-type']"), body)
         blocks = block_hashes(prompt.text, self._salt)
         session = self._session(text(f"request.headers['{SESSION_HEADER}']") or prompt.user)
-        root = session or (int(blocks[: ROOT_TOKENS // BLOCK_TOKENS][-1]) if len(blocks) else self._hash(request_id))
+        root = session or (
+            int(blocks[: ROOT_TOKENS // BLOCK_TOKENS][-1])
+            if len(blocks)
+            else self._hash(request_id)
+        )
         return Flight(
             key=f"{self._boot}-{next(self._numbers)}",
             request_id=request_id,

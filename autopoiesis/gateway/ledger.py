@@ -16,7 +16,25 @@ SHORTEST_TEACHING_CHARACTERS = 256
 """In a shorter prompt the chat template's own tokens count for too much."""
 LONGEST_FLIGHT_S = 7200.0
 """After this a request whose end was never told is forgotten."""
-MOST_SETTLED = 4096
+MOST_RECENT = 4096
+
+
+class _Recent:
+    """A set of the names added last."""
+
+    def __init__(self) -> None:
+        self._names: OrderedDict[str, None] = OrderedDict()
+
+    def add(self, name: str) -> None:
+        self._names[name] = None
+        if len(self._names) > MOST_RECENT:
+            self._names.popitem(last=False)
+
+    def take(self, name: str) -> bool:
+        """Take a name out; tell whether it was there."""
+        there = name in self._names
+        self._names.pop(name, None)
+        return there
 
 
 class Ledger:
@@ -29,7 +47,12 @@ class Ledger:
         self._state = state
         self._on_record = on_record
         self._flights: dict[str, Flight] = {}
-        self._settled: OrderedDict[str, None] = OrderedDict()
+        self._keys: dict[str, str] = {}
+        """Request id → key of the flight."""
+        self._settled = _Recent()
+        """Ids of requests that are recorded; the access log need not tell their end."""
+        self._passed_over = _Recent()
+        """Ids of requests that ended without a decision before it was taken."""
 
     def __len__(self) -> int:
         return len(self._flights)
@@ -39,14 +62,21 @@ class Ledger:
         return list(self._flights.values())
 
     def open(self, flight: Flight) -> None:
-        """Await the end of a request that was sent."""
-        self._flights[flight.key] = flight
+        """Await the end of a request that is sent now, unless it has ended already."""
+        if self._passed_over.take(flight.request_id):
+            self._state.retract(flight)
+        else:
+            self._flights[flight.key] = flight
+            self._keys[flight.request_id] = flight.key
+
+    def retract(self, flight: Flight) -> None:
+        """Take back a decision that did not reach Envoy."""
+        if self._pop(flight.key):
+            self._state.retract(flight)
 
     def settle(self, flight: Flight, status: Status, http_status: int) -> None:
         """Record a request that the picker itself ended: shed, refused, or given up while held."""
-        self._settled[flight.request_id] = None
-        if len(self._settled) > MOST_SETTLED:
-            self._settled.popitem(last=False)
+        self._settled.add(flight.request_id)
         e2e_s = self._state.clock() - flight.arrived_s
         self._on_record(
             _record(flight, status, http_status, "", 0, 0, False, e2e_s, flight.arrived_unix_s)
@@ -54,34 +84,46 @@ class Ledger:
 
     def close(self, ending: Ending) -> None:
         """Take an end into account and record it."""
-        flight = self._flights.pop(ending.key, None) if ending.key else None
-        if flight is not None:
+        if flight := self._pop(ending.key):
             self._close_flight(flight, ending)
-        elif ending.request_id in self._settled and not ending.key:
-            del self._settled[ending.request_id]
-        else:
+        elif ending.key or not self._settled.take(ending.request_id):
+            if not ending.key and ending.address:
+                self._was_passed_over(ending.request_id)
             self._on_record(self._record_of_stranger(ending))
 
     def abandon_all(self) -> None:
         """Envoy is gone, and every request in flight with it."""
-        flights, self._flights = list(self._flights.values()), {}
-        for flight in flights:
+        for flight in self.flights():
             self._forget(flight)
 
     def sweep(self) -> None:
         """Forget requests whose end was never told."""
         oldest_s = self._state.clock() - LONGEST_FLIGHT_S
         for flight in [f for f in self._flights.values() if f.arrived_s < oldest_s]:
-            del self._flights[flight.key]
             self._forget(flight)
 
+    def _pop(self, key: str) -> Flight | None:
+        flight = self._flights.pop(key, None)
+        if flight and self._keys.get(flight.request_id) == key:
+            del self._keys[flight.request_id]
+        return flight
+
+    def _was_passed_over(self, request_id: str) -> None:
+        """Envoy did not wait for the decision: it is void if it was taken, and if it comes yet."""
+        flight = self._pop(self._keys.get(request_id, ""))
+        if flight:
+            self._state.retract(flight)
+        else:
+            self._passed_over.add(request_id)
+
     def _forget(self, flight: Flight) -> None:
+        self._pop(flight.key)
         replica = self._state.name_of(flight.replica)
         e2e_s = self._state.clock() - flight.arrived_s
         self._on_record(
             _record(flight, Status.ABORTED, 0, replica, 1, 0, False, e2e_s, flight.arrived_unix_s)
         )
-        self._state.finish(flight, -1, 0.0, 0.0, failed=False)
+        self._state.retract(flight)
 
     def _close_flight(self, flight: Flight, ending: Ending) -> None:
         counted = ending.output_tokens is not None

@@ -25,6 +25,8 @@ Stream = Any
 Handler = Callable[[object, Stream], Awaitable[None]]
 
 END: object = grpc.aio.EOF
+BROKEN: type[Exception] = grpc.aio.BaseError
+"""Raised where the other side of a call is gone."""
 _ATTRIBUTES = "envoy.filters.http.ext_proc"
 
 

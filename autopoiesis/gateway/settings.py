@@ -16,6 +16,9 @@ SESSION_HEADER = "x-session-id"
 RESERVED_PREFIXES = ("x-gateway-", "x-autopoiesis-", "x-envoy-")
 """Headers that steer the data plane; taken off every request of a client."""
 
+LONGEST_ID = 128
+"""Characters of a client's `x-request-id` and model name that are kept."""
+
 INFERENCE_ROUTE = "inference"
 """Name of the routes on which the picker decides."""
 USAGE_NAMESPACE = "usage"

@@ -11,6 +11,6 @@ from stack import Stack, running_stack
 
 @pytest.fixture(scope="session")
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    """Three replicas, all well; whoever breaks something uses a stack of their own."""
+    """Three replicas, Envoy and a picker; whoever breaks something mends it."""
     with running_stack(tmp_path_factory.mktemp("stack")) as running:
         yield running

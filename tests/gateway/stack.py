@@ -1,5 +1,6 @@
 """A whole data plane for tests: real Envoy, a picker process, small upstream servers."""
 
+import asyncio
 import http.client
 import json
 import signal
@@ -14,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 from autopoiesis.gateway import envoy
-from autopoiesis.gateway.settings import DataPlaneSettings
 from autopoiesis.replicas.fleet import Member, free_ports, write_fleet
 
 UPSTREAM = Path(__file__).with_name("upstream.py")
@@ -67,6 +67,11 @@ class Stack:
         )
         wait_until(lambda: self.log("picker").count("ready") > before, 120)
 
+    def start_envoy(self) -> None:
+        self.start("envoy", envoy.prepare(self.run_dir, "127.0.0.1", self.port, self.members))
+        wait_until(lambda: asyncio.run(envoy.is_ready(self.run_dir)), 30)
+        wait_until(lambda: _answers(self), 30)
+
     def post(
         self,
         body: object,
@@ -109,9 +114,7 @@ def wait_until(condition: Callable[[], object], limit_s: float = 10.0) -> None:
 
 
 @contextmanager
-def running_stack(
-    run_dir: Path, replicas: int = 3, settings: DataPlaneSettings | None = None, picker: bool = True
-) -> Iterator[Stack]:
+def running_stack(run_dir: Path, replicas: int = 3, picker: bool = True) -> Iterator[Stack]:
     port, *ports = free_ports(replicas + 1)
     members = [
         Member(
@@ -129,8 +132,7 @@ def running_stack(
             stack.start_upstream(member)
         if picker:
             stack.start_picker()
-        stack.start("envoy", envoy.prepare(run_dir, "127.0.0.1", port, members, settings))
-        wait_until(lambda: _answers(stack), 30)
+        stack.start_envoy()
         yield stack
     finally:
         for process in stack.processes.values():

@@ -1,4 +1,4 @@
-"""What may die, dies: replicas, the picker, Envoy."""
+"""What may die, dies: replicas, the picker, Envoy. Every test mends what it broke."""
 
 import asyncio
 import signal
@@ -7,21 +7,12 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import pytest
-from stack import Stack, chat, running_stack, wait_until
+from stack import Stack, chat, wait_until
 from test_gateway import FIRST_REPLICA, Records, serving
 
 from autopoiesis.gateway import envoy
-from autopoiesis.gateway.settings import RunDir
 from autopoiesis.replicas.fleet import write_fleet
 from autopoiesis.telemetry.records import Status
-
-
-@pytest.fixture(scope="module")
-def fragile(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    """Three replicas for tests that break something and mend it again."""
-    with running_stack(tmp_path_factory.mktemp("fragile")) as running:
-        yield running
 
 
 @contextmanager
@@ -48,129 +39,125 @@ def load(stack: Stack, clients: int = 4) -> Iterator[list[int | str]]:
             thread.join()
 
 
-def test_a_dead_first_choice_costs_nothing_but_an_attempt(fragile: Stack):
-    records = Records(fragile)
-    with serving(fragile, FIRST_REPLICA, "r0", "r1", "r2"):
-        assert fragile.post(chat()).headers["x-served-by"] == "r0"
-        fragile.kill("r0")
+def test_a_dead_first_choice_costs_nothing_but_an_attempt(stack: Stack):
+    records = Records(stack)
+    with serving(stack, FIRST_REPLICA, "r0", "r1", "r2"):
+        assert stack.post(chat()).headers["x-served-by"] == "r0"
+        stack.kill("r0")
         try:
-            answer = fragile.post(chat(), headers={"x-request-id": "retried"})
+            answer = stack.post(chat(), headers={"x-request-id": "retried"})
             assert (answer.status, answer.headers["x-served-by"]) == (200, "r1")
             (record,) = records.of("retried")
             assert (record.status, record.attempts, record.replica) == (Status.COMPLETED, 2, "r1")
-            wait_until(lambda: "r0 is away" in fragile.log("picker"))
-            again = fragile.post(chat(), headers={"x-request-id": "avoided"})
+            wait_until(lambda: "r0 is away" in stack.log("picker"))
+            again = stack.post(chat(), headers={"x-request-id": "avoided"})
             assert again.headers["x-served-by"] == "r1"
             assert records.of("avoided")[0].attempts == 1
         finally:
-            fragile.start_upstream(fragile.members[0])
-        wait_until(lambda: "r0 is back" in fragile.log("picker"))
-        wait_until(lambda: fragile.post(chat()).headers["x-served-by"] == "r0")
+            stack.start_upstream(stack.members[0])
+        wait_until(lambda: "r0 is back" in stack.log("picker"))
+        wait_until(lambda: stack.post(chat()).headers["x-served-by"] == "r0")
 
 
-def test_a_replica_killed_under_load_loses_no_request(fragile: Stack):
-    with load(fragile) as results:
+def test_a_replica_killed_under_load_loses_no_request(stack: Stack):
+    with load(stack) as results:
         time.sleep(0.3)
-        fragile.kill("r2")
+        stack.kill("r2")
         time.sleep(0.7)
-    fragile.start_upstream(fragile.members[2])
-    wait_until(lambda: fragile.listens(fragile.members[2]))
+    stack.start_upstream(stack.members[2])
+    wait_until(lambda: stack.listens(stack.members[2]))
     assert len(results) > 20
     assert set(results) == {200}
 
 
-def test_the_picker_killed_under_load_loses_no_request(fragile: Stack):
-    with serving(fragile, FIRST_REPLICA, "r1") as arm_id:
-        with load(fragile) as results:
+def test_the_picker_killed_under_load_loses_no_request(stack: Stack):
+    with serving(stack, FIRST_REPLICA, "r1") as arm_id:
+        with load(stack) as results:
             time.sleep(0.3)
-            fragile.kill("picker")
+            stack.kill("picker")
             time.sleep(0.5)
             before = len(results)
-            assert "x-autopoiesis-arm" not in fragile.post(chat()).headers
-            fragile.start_picker()
-            wait_until(lambda: fragile.post(chat()).headers.get("x-autopoiesis-arm") == arm_id)
+            assert "x-autopoiesis-arm" not in stack.post(chat()).headers
+            stack.start_picker()
+            wait_until(lambda: stack.post(chat()).headers.get("x-autopoiesis-arm") == arm_id)
         assert before > 20
         assert set(results) == {200}
-        assert (
-            fragile.post(chat()).headers["x-served-by"] == "r1"
-        )  # the allocation came back with it
-        assert Records(fragile)
+        assert stack.post(chat()).headers["x-served-by"] == "r1"  # the allocation came back with it
 
 
-def test_a_frozen_picker_is_passed_over(fragile: Stack):
-    fragile.processes["picker"].send_signal(signal.SIGSTOP)
+def test_a_frozen_picker_is_passed_over(stack: Stack):
+    stack.processes["picker"].send_signal(signal.SIGSTOP)
     try:
         started_s = time.monotonic()
-        assert fragile.post(chat()).status == 200
+        assert stack.post(chat()).status == 200
         assert time.monotonic() - started_s < 4.0
     finally:
-        fragile.processes["picker"].send_signal(signal.SIGCONT)
+        stack.processes["picker"].send_signal(signal.SIGCONT)
 
 
-def test_envoy_learns_who_is_in_the_fleet(fragile: Stack):
-    write_fleet(fragile.run_dir / "fleet.json", fragile.members[:1])
+def test_envoy_learns_who_is_in_the_fleet(stack: Stack):
+    def decided() -> set[str]:
+        return {stack.post(chat()).headers["x-served-by"] for _ in range(6)}
 
-    def served() -> set[str]:
-        return {fragile.post(chat()).headers["x-served-by"] for _ in range(6)}
+    def passed_on() -> set[str]:
+        return {stack.request("GET", "/health").headers["x-served-by"] for _ in range(6)}
 
+    write_fleet(stack.run_dir / "fleet.json", stack.members[:1])
     try:
-        wait_until(lambda: served() == {"r0"})
-        passed = {fragile.request("GET", "/health").headers["x-served-by"] for _ in range(6)}
-        assert passed == {"r0"}
+        wait_until(lambda: decided() == {"r0"})
+        wait_until(lambda: passed_on() == {"r0"})
     finally:
-        write_fleet(fragile.run_dir / "fleet.json", fragile.members)
-    wait_until(lambda: len(served()) > 1)
+        write_fleet(stack.run_dir / "fleet.json", stack.members)
+    wait_until(lambda: len(decided()) > 1)
+    wait_until(lambda: len(passed_on()) > 1)
 
 
-def test_the_end_of_envoy_ends_what_was_in_flight(fragile: Stack):
-    fragile.kill("envoy")
-    argv = envoy.prepare(fragile.run_dir, "127.0.0.1", fragile.port, fragile.members)
-    fragile.start("envoy", argv)
-    wait_until(lambda: asyncio.run(envoy.is_ready(fragile.run_dir)))
-    records = Records(fragile)
+def test_the_end_of_envoy_ends_what_was_in_flight(stack: Stack):
+    stack.kill("envoy")
+    stack.start_envoy()
+    records = Records(stack)
     failure: list[BaseException] = []
 
     def slow() -> None:
         try:
-            fragile.post(chat(test={"first_s": 9.0}), headers={"x-request-id": "cut"})
+            stack.post(chat(test={"first_s": 9.0}), headers={"x-request-id": "cut"})
         except OSError as error:
             failure.append(error)
 
     thread = threading.Thread(target=slow)
     thread.start()
-    fragile.post(chat())
+    stack.post(chat())
     time.sleep(0.3)
-    fragile.kill("envoy")
+    stack.kill("envoy")
     thread.join()
     assert failure
     (record,) = records.of("cut")
     assert record.status is Status.ABORTED
-    fragile.start("envoy", argv)
-    wait_until(lambda: asyncio.run(envoy.is_ready(fragile.run_dir)))
-    assert fragile.post(chat()).status == 200
+    stack.start_envoy()
+    assert stack.post(chat()).status == 200
 
 
-def test_without_replicas_the_answer_is_a_clear_503(fragile: Stack):
+def test_without_replicas_the_answer_is_a_clear_503(stack: Stack):
     for name in ("r0", "r1", "r2"):
-        fragile.kill(name)
-    answer = fragile.post(chat())
+        stack.kill(name)
+    answer = stack.post(chat())
     assert answer.status == 503
     assert answer.json["error"]["message"].startswith("No replica can take the request")
-    for member in fragile.members:
-        fragile.start_upstream(member)
-    wait_until(lambda: fragile.post(chat()).status == 200)
+    for member in stack.members:
+        stack.start_upstream(member)
+    wait_until(lambda: stack.post(chat()).status == 200)
 
 
-def test_draining_waits_for_what_runs(fragile: Stack):
+def test_draining_waits_for_what_runs(stack: Stack):
     answers: list[int] = []
     slow = threading.Thread(
-        target=lambda: answers.append(fragile.post(chat(test={"first_s": 0.6})).status)
+        target=lambda: answers.append(stack.post(chat(test={"first_s": 0.6})).status)
     )
     slow.start()
     time.sleep(0.2)
-    assert not asyncio.run(envoy.drain(fragile.run_dir, 0.05))
-    assert asyncio.run(envoy.drain(fragile.run_dir, 5.0))
+    assert not asyncio.run(envoy.drain(stack.run_dir, 0.05))
+    assert asyncio.run(envoy.drain(stack.run_dir, 5.0))
     slow.join()
     assert answers == [200]
-    fragile.kill("picker", signal.SIGTERM)
-    assert RunDir(fragile.run_dir).allocation.exists()
+    stack.kill("envoy", signal.SIGTERM)
+    stack.start_envoy()
