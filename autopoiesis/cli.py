@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Generator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -173,8 +174,8 @@ def serve(
     with refusals():
         settings = _settings(
             config, replica=replica, simulate=simulate, profile=profile, host=host, port=port,
-            control_port=control_port, synthesizer=synthesizer, window_s=window, slo_ttft_s=slo_ttft, slo_tpot_s=slo_tpot, for_s=for_s,
-            data_dir=data_dir, seed=seed,
+            control_port=control_port, synthesizer=synthesizer, window_s=window, slo_ttft_s=slo_ttft,
+            slo_tpot_s=slo_tpot, for_s=for_s, data_dir=data_dir, seed=seed,
         )  # fmt: skip
         run(settings, _say_nothing if quiet else _say, _say if verbose else _say_nothing)
 
@@ -383,11 +384,11 @@ def traces_info(
     from autopoiesis.twin.trace import read_trace
 
     with refusals():
-        summary = read_trace(trace).summary()
+        summary = asdict(read_trace(trace).summary())
     if json:
         write_json(summary, json)
     if json != "-":
-        out.print(pairs_table(str(trace), dict(summary)))
+        out.print(pairs_table(str(trace), summary))
 
 
 @traces_app.command("import")

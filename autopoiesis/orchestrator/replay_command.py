@@ -22,6 +22,7 @@ from autopoiesis.telemetry.store import Store
 from autopoiesis.twin.latency import profile
 from autopoiesis.twin.simulation import ReplicaSpec
 from autopoiesis.twin.trace import TraceError, read_trace
+from autopoiesis.twin.warm import warm_up
 
 
 def replay_command(
@@ -45,6 +46,7 @@ def replay_command(
     names = settings.profile
     fleet = [ReplicaSpec(f"replica-{i}", profile(names[i % len(names)])) for i in range(replicas)]
     chosen = _arms(settings, arms) if arms else seed_arms()
+    warm_up()
     columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
     with Progress(*columns, console=Console(stderr=True), disable=quiet, transient=True) as bar:
         task = bar.add_task("replay", total=1.0)

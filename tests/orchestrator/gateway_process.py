@@ -1,0 +1,101 @@
+"""A real gateway, started as an operator would start it."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+START_LIMIT_S = 170.0
+COMMAND = [sys.executable, "-m", "autopoiesis"]
+
+
+def free_ports(count):
+    with ExitStack() as held:
+        sockets = [held.enter_context(socket.socket()) for _ in range(count)]
+        for one in sockets:
+            one.bind(("127.0.0.1", 0))
+        return [one.getsockname()[1] for one in sockets]
+
+
+def run(*arguments, cwd, timeout=120):
+    """Run a command to its end; return its exit code, output and errors."""
+    done = subprocess.run([*COMMAND, *arguments], cwd=cwd, capture_output=True, text=True, timeout=timeout)
+    return done.returncode, done.stdout, done.stderr
+
+
+@dataclass
+class Gateway:
+    process: subprocess.Popen
+    folder: Path
+    port: int
+    control_port: int
+
+    @property
+    def url(self):
+        return f"http://127.0.0.1:{self.port}"
+
+    def processes(self):
+        """Return every process of the gateway, grandchildren included."""
+        parent = psutil.Process(self.process.pid)
+        return [parent, *parent.children(recursive=True)]
+
+    def child(self, word):
+        return next(p for p in self.processes() if any(word in part for part in p.cmdline()))
+
+    def status(self):
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.control_port}/status", timeout=5) as answer:
+            return json.load(answer)
+
+    def stop(self, number=signal.SIGTERM, timeout=60):
+        self.process.send_signal(number)
+        return self.process.wait(timeout)
+
+
+@contextmanager
+def serving(folder, *arguments):
+    """Start `serve` in a folder and wait until it is ready."""
+    port, control_port = free_ports(2)
+    command = [*COMMAND, "serve", "--port", str(port), "--control-port", str(control_port), *arguments]
+    log = (folder / "serve.log").open("ab")
+    with log:
+        process = subprocess.Popen(command, cwd=folder, stdout=log, stderr=log, env=os.environ | {"COLUMNS": "200"})
+    gateway = Gateway(process, folder, port, control_port)
+    try:
+        wait_until(lambda: ready(gateway), START_LIMIT_S)
+        yield gateway
+    finally:
+        if process.poll() is None:
+            gateway.stop()
+
+
+def ready(gateway):
+    assert gateway.process.poll() is None, (gateway.folder / "serve.log").read_text()
+    return "control API" in (gateway.folder / "serve.log").read_text().rpartition("starting")[2]
+
+
+def wait_until(holds, limit_s):
+    deadline = time.monotonic() + limit_s
+    while not holds():
+        assert time.monotonic() < deadline, "it took too long"
+        time.sleep(0.1)
+
+
+def post(url, body):
+    """POST raw bytes; return status and answer."""
+    request = urllib.request.Request(url, body, {"Content-Type": "application/json"})
+    try:
+        with urllib.request.urlopen(request, timeout=30) as answer:
+            return answer.status, answer.read()
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, error.read()

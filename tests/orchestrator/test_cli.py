@@ -1,0 +1,109 @@
+import json
+import socket
+from pathlib import Path
+
+import pytest
+from gateway_process import free_ports, run
+
+TRACES = Path(__file__).parents[2] / "traces"
+RESULT_KEYS = {
+    "policy", "kind", "utility", "goodput", "completed", "shed", "failed", "ttft_p50_s", "ttft_p99_s",
+    "tpot_p50_s", "tpot_p99_s", "e2e_mean_s", "e2e_p99_s", "replica_seconds",
+}  # fmt: skip
+REPORT_KEYS = {
+    "trace", "requests", "duration_s", "windows", "seed", "replicas", "profile", "objective",
+    "simulated_requests_per_s", "best_human", "arms_created", "results",
+}  # fmt: skip
+
+
+def test_replay_prints_the_keys_of_the_contract_for_every_arm_and_online(tmp_path):
+    trace = str(TRACES / "azure2023_code_a.parquet")
+    code, out, _ = run("replay", trace, "--speed", "4", "--for", "60", "--json", "-", cwd=tmp_path)
+    report = json.loads(out)
+
+    assert 0 == code
+    assert set(report) == REPORT_KEYS
+    assert all(set(result) == RESULT_KEYS for result in report["results"])
+    kinds = [result["kind"] for result in report["results"]]
+    assert kinds.count("human") >= 4
+    assert {"online", "oracle"} < set(kinds)
+    best = max((r for r in report["results"] if r["kind"] == "human"), key=lambda r: r["utility"])
+    assert best["policy"] == report["best_human"]
+
+
+def test_replay_takes_a_policy_file(tmp_path):
+    (tmp_path / "mine.py").write_text("def score(request, replica, fleet):\n    return replica.in_flight / replica.speed\n")
+    trace = str(TRACES / "azure2023_code_a.parquet")
+    arguments = ("--arm", "mine.py", "--arm", "random", "--no-online", "--for", "60", "--json", "-")
+    code, out, _ = run("replay", trace, *arguments, cwd=tmp_path)
+
+    assert 0 == code
+    assert {"mine", "random", "oracle"} == {result["policy"] for result in json.loads(out)["results"]}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "word"),
+    [
+        (("serve", "--replica", "ftp://x", "--port", "1"), 3, "http://"),
+        (("serve", "--replica", "http://127.0.0.1:1"), 3, "127.0.0.1:1"),
+        (("serve", "--profile", "abacus"), 2, "abacus"),
+        (("serve", "--window", "-3"), 2, "window_s"),
+        (("serve", "--replica", "http://127.0.0.1:1", "--simulate", "2"), 2, "not both"),
+        (("serve", "--config", "nowhere.toml"), 2, "nowhere.toml"),
+        (("serve", "--no-such-option",), 2, "no-such-option"),
+        (("replay", "nowhere.parquet"), 2, "nowhere.parquet"),
+        (("replay", "broken.jsonl"), 2, "line 2"),
+        (("replay", str(TRACES / "azure2023_code_a.parquet"), "--arm", "nobody"), 2, "nobody"),
+        (("replay", str(TRACES / "azure2023_code_a.parquet"), "--arm", "evil.py"), 2, "import"),
+        (("sql", "select 1"), 3, "telemetry"),
+        (("arms", "show", "nobody"), 3, "telemetry"),
+        (("traces", "info", "broken.jsonl"), 2, "line 2"),
+        (("load", str(TRACES / "azure2023_code_a.parquet"), "--url", "http://127.0.0.1:1"), 3, "127.0.0.1:1"),
+    ],
+)  # fmt: skip
+def test_bad_input_gets_one_sentence_and_its_exit_code(tmp_path, arguments, code, word):
+    first = '{"timestamp": 0, "input_length": 10, "output_length": 2, "hash_ids": [1]}'
+    (tmp_path / "broken.jsonl").write_text(first + '\n{"timestamp": 27,\n')
+    (tmp_path / "evil.py").write_text("import os\ndef score(request, replica, fleet):\n    return 0\n")
+    if "--port" not in arguments and arguments[0] == "serve":
+        port, control = free_ports(2)
+        arguments = (*arguments, "--port", str(port), "--control-port", str(control))
+    got, _, errors = run(*arguments, cwd=tmp_path)
+
+    assert (code, True) == (got, word in errors), errors
+    assert "Traceback" not in errors
+
+
+def test_no_directory_can_be_made_where_a_file_is(tmp_path):
+    (tmp_path / "file").write_text("")
+    port, control = free_ports(2)
+    code, _, errors = run("serve", "--data-dir", "file", "--port", str(port), "--control-port", str(control), cwd=tmp_path)
+
+    assert 3 == code
+    assert "--data-dir" in errors
+
+
+def test_settings_come_from_flags_then_environment_then_file(tmp_path, monkeypatch):
+    from autopoiesis.orchestrator.settings import load_settings
+
+    (tmp_path / "a.toml").write_text("port = 1111\nwindow_s = 3.0\nslo_ttft_s = 2.5\n")
+    environment = {"AUTOPOIESIS_PORT": "2222", "AUTOPOIESIS_WINDOW_S": "4", "AUTOPOIESIS_PROFILE": "a100-llama-3-8b-tp1-bf16"}
+    settings = load_settings(tmp_path / "a.toml", {"port": 3333, "window_s": None}, environment)
+
+    assert (3333, 4.0, 2.5) == (settings.port, settings.window_s, settings.slo_ttft_s)
+    assert ("a100-llama-3-8b-tp1-bf16",) == settings.profile
+
+
+def test_doctor_finds_what_serving_needs(tmp_path):
+    code, out, _ = run("doctor", "--json", "-", cwd=tmp_path)
+
+    assert 0 == code
+    assert all(finding["there"] for finding in json.loads(out) if finding["needed"])
+
+
+def test_a_port_in_use_by_another_program_is_told(tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        code, _, errors = run("serve", "--port", str(taken.getsockname()[1]), cwd=tmp_path)
+
+    assert 3 == code
+    assert "--port" in errors

@@ -1,0 +1,189 @@
+import json
+import signal
+import socket
+import threading
+import time
+
+import openai
+import psutil
+import pytest
+from gateway_process import free_ports, post, run, serving, wait_until
+
+MESSAGES = [{"role": "user", "content": "Tell me of the sea."}]
+
+
+@pytest.fixture(scope="module")
+def gateway(tmp_path_factory):
+    with serving(tmp_path_factory.mktemp("serve"), "--window", "2", "--simulate", "4") as gateway:
+        yield gateway
+
+
+@pytest.fixture(scope="module")
+def client(gateway):
+    with openai.OpenAI(base_url=f"{gateway.url}/v1", api_key="-", max_retries=0) as client:
+        yield client
+
+
+def test_plain_answer(client):
+    answer = client.chat.completions.create(model="simulated", messages=MESSAGES, max_tokens=12)
+
+    assert 12 == answer.usage.completion_tokens
+    assert answer.choices[0].message.content
+
+
+def test_streamed_answer_comes_token_by_token_with_usage(client):
+    chunks = list(
+        client.chat.completions.create(
+            model="simulated",
+            messages=MESSAGES,
+            max_tokens=12,
+            stream=True,
+            stream_options={"include_usage": True},
+        )
+    )
+
+    assert len([c for c in chunks if c.choices and c.choices[0].delta.content]) > 6
+    assert 12 == chunks[-1].usage.completion_tokens
+
+
+@pytest.mark.parametrize(
+    ("body", "word"),
+    [(b"{", "JSON"), (b"[]", "object"), (b"{}", "messages"), (b'{"model":"simulated","messages":3}', "messages")],
+)
+def test_malformed_body_is_refused_in_openai_shape(gateway, body, word):
+    status, answer = post(f"{gateway.url}/v1/chat/completions", body)
+
+    assert 400 == status
+    assert word in json.loads(answer)["error"]["message"]
+
+
+def test_body_of_50_mb_is_refused(gateway):
+    status, answer = post(f"{gateway.url}/v1/chat/completions", b" " * 50_000_000)
+
+    assert 413 == status
+    assert "32 MiB" in json.loads(answer)["error"]["message"]
+
+
+def test_unknown_model_is_refused(client):
+    with pytest.raises(openai.NotFoundError, match="does not exist"):
+        client.chat.completions.create(model="nothing", messages=MESSAGES)
+
+
+def test_telemetry_tells_of_requests_windows_and_arms_while_serving(gateway, client):
+    for _ in range(5):
+        client.completions.create(model="simulated", prompt="the sea " * 40, max_tokens=4)
+    wait_until(lambda: any(w["requests"] for w in gateway.status()["windows"]), 30)
+    count = run("sql", "select count(*) as n from requests where status = 'completed'", "--format", "json", cwd=gateway.folder)
+    arms = run("arms", "list", "--json", "-", cwd=gateway.folder)
+
+    assert json.loads(count[1])[0]["n"] >= 5
+    rows = json.loads(arms[1])
+    keys = {"id", "name", "origin", "state", "parents", "created_at", "traffic_share", "utility", "reason"}
+    assert all(set(row) == keys for row in rows)
+    assert len([row for row in rows if row["origin"] == "human"]) >= 4
+    assert 1.0 == pytest.approx(sum(row["traffic_share"] for row in rows))
+
+
+def test_data_directory_of_a_running_instance_is_refused(gateway):
+    port, control = free_ports(2)
+    code, _, errors = run("serve", "--port", str(port), "--control-port", str(control), cwd=gateway.folder)
+
+    assert 3 == code
+    assert "belongs to a running instance" in errors
+
+
+def test_taken_port_is_refused(gateway, tmp_path):
+    code, _, errors = run("serve", "--port", str(gateway.port), cwd=tmp_path)
+
+    assert 3 == code
+    assert "give another port with --port" in errors
+
+
+def test_killed_picker_loses_no_request(gateway, client):
+    failures, answered = [], []
+
+    def ask():
+        while not done.is_set():
+            try:
+                client.chat.completions.create(model="simulated", messages=MESSAGES, max_tokens=4)
+                answered.append(time.monotonic())
+            except openai.OpenAIError as error:
+                failures.append(error)
+
+    done = threading.Event()
+    threads = [threading.Thread(target=ask) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    time.sleep(0.5)
+    picker = gateway.child("gateway.picker")
+    picker.kill()
+    killed = time.monotonic()
+    wait_until(lambda: gateway_has_new_picker(gateway, picker.pid), 60)
+    time.sleep(1.0)
+    done.set()
+    for thread in threads:
+        thread.join()
+
+    assert [] == failures
+    assert len([t for t in answered if t > killed]) > 10
+
+
+def gateway_has_new_picker(gateway, old_pid):
+    pickers = [p for p in gateway.processes() if any("gateway.picker" in part for part in p.cmdline())]
+    return any(p.pid != old_pid for p in pickers) and (gateway.folder / ".autopoiesis/run/picker.sock").exists()
+
+
+def test_killed_controller_comes_back_and_goes_on_counting_windows(gateway):
+    wait_until(lambda: gateway.status()["windows"], 30)
+    before = gateway.status()["window"]
+    gateway.child("orchestrator.controller").kill()
+    wait_until(lambda: came_back(gateway, before), 90)
+
+    assert gateway.status()["window"] > before
+
+
+def came_back(gateway, before):
+    try:
+        return (gateway.status()["window"] or 0) > before
+    except OSError:
+        return False
+
+
+def test_sigterm_leaves_no_process_and_no_socket(tmp_path):
+    with serving(tmp_path, "--simulate", "2") as gateway:
+        processes = gateway.processes()
+        code = gateway.stop(signal.SIGTERM)
+
+    assert 0 == code
+    assert [] == psutil.wait_procs(processes, timeout=5)[1]
+    assert not (tmp_path / ".autopoiesis/run").exists()
+    with pytest.raises(OSError):
+        socket.create_connection(("127.0.0.1", gateway.port), timeout=1).close()
+
+
+def test_second_start_after_kill_works_and_keeps_the_telemetry(tmp_path):
+    with serving(tmp_path, "--simulate", "2", "--window", "1") as gateway:
+        post(f"{gateway.url}/v1/completions", b'{"model":"simulated","prompt":"the sea","max_tokens":2}')
+        wait_until(lambda: any(w["requests"] for w in gateway.status()["windows"]), 30)
+        processes = gateway.processes()
+        gateway.process.kill()
+        gateway.process.wait()
+        assert [] == psutil.wait_procs(processes[1:], timeout=10)[1]
+    stopped = run("sql", "select count(*) as n from requests", "--format", "json", cwd=tmp_path)
+    with serving(tmp_path, "--simulate", "2", "--window", "1") as gateway:
+        again = run("sql", "select count(*) as n from requests", "--format", "json", cwd=tmp_path)
+
+    assert [{"n": 1}] == json.loads(stopped[1])
+    assert [{"n": 1}] == json.loads(again[1])
+
+
+def test_existing_servers_can_be_put_behind_the_gateway(gateway, tmp_path):
+    addresses = [m["address"] for m in json.loads((gateway.folder / ".autopoiesis/run/fleet.json").read_text())]
+    replicas = [part for address in addresses[:2] for part in ("--replica", f"http://{address}")]
+    with (
+        serving(tmp_path, *replicas) as second,
+        openai.OpenAI(base_url=f"{second.url}/v1", api_key="-") as client,
+    ):
+        answer = client.completions.create(model="simulated", prompt="the sea", max_tokens=3)
+
+        assert 3 == answer.usage.completion_tokens
