@@ -54,7 +54,9 @@ def test_a_prefix_is_found_again() -> None:
     drain(engine)
     slot = engine.submit(4 * 256, 3, blocks, 0.0)
     warm_s = engine.start_step()
-    assert engine.cached_tokens(slot) == 4 * 256 - 16  # one token must be computed, by whole KV blocks
+    assert (
+        engine.cached_tokens(slot) == 4 * 256 - 16
+    )  # one token must be computed, by whole KV blocks
     engine.finish_step()
     drain(engine)
     cold = Engine(H100, 256)

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from reference import ReferenceEngine, Served, serve
 
 from autopoiesis.arms.features import FIRST_CONSTANT, FIRST_REPLICA
 from autopoiesis.arms.machine import Op, Program
@@ -20,7 +21,6 @@ from autopoiesis.twin.latency import Profile, StepModel
 from autopoiesis.twin.outcome import Status
 from autopoiesis.twin.simulation import ReplicaSpec, SimCell, Simulation
 from autopoiesis.twin.trace import Trace
-from reference import ReferenceEngine, Served, serve
 
 EXAMPLES = int(os.environ.get("TWIN_EXAMPLES", "200"))
 thorough = settings(

@@ -32,7 +32,9 @@ def step_ms(name: str, decodes: int, context: int, chunk: int) -> float:
         ("h200-llama-3-8b-tp1-bf16", 128, 1024, 0, 10.87),
     ],
 )
-def test_worked_values(name: str, decodes: int, context: int, chunk: int, expected_ms: float) -> None:
+def test_worked_values(
+    name: str, decodes: int, context: int, chunk: int, expected_ms: float
+) -> None:
     assert step_ms(name, decodes, context, chunk) == pytest.approx(expected_ms, rel=3e-3)
 
 
@@ -69,7 +71,9 @@ def test_coefficients_survive_the_array() -> None:
 def test_speed_divides_every_step() -> None:
     step = profile("h100-llama-3-8b-tp1-bf16").step
     for sizes in ((8, 8, 8, 8, 9000, 0, 0.0, 0), (520, 9, 9, 8, 9000, 512, 131072.0, 64)):
-        assert step_s(at_speed(step, 2.5), *sizes) == pytest.approx(step_s(at_speed(step, 1.0), *sizes) / 2.5)
+        assert step_s(at_speed(step, 2.5), *sizes) == pytest.approx(
+            step_s(at_speed(step, 1.0), *sizes) / 2.5
+        )
 
 
 @pytest.mark.parametrize("speed", [0.0, -1.0, math.nan, math.inf])
