@@ -5,10 +5,13 @@ arm that is being chosen. Skewed ones are logarithms.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
+
+from autopoiesis.orchestrator.reward import Judged
+from autopoiesis.twin.simulation import ReplicaSpec
 
 Floats = NDArray[np.float64]
 
@@ -120,3 +123,25 @@ class Scaler:
         scaler._mean = np.array(arrays["mean"], np.float64)
         scaler._squares = np.array(arrays["squares"], np.float64)
         return scaler
+
+
+def describe(judged: Judged, replicas: Sequence[ReplicaSpec]) -> dict[str, float]:
+    """Describe a window by the requests that arrived in it, as far as they have come."""
+    o = judged.outcome
+    finished = ~np.isnan(o.finished_s)
+    # Token-seconds held by the window's own requests over what the fleet could hold: the same
+    # number live and in the twin, whatever a replica reports of itself.
+    until_s = np.where(finished, np.minimum(o.finished_s, judged.ended_s), judged.ended_s)
+    held_s = np.nan_to_num(np.maximum(until_s - o.dispatched_s, 0.0))
+    capacity = sum(r.profile.kv_tokens for r in replicas) * judged.duration_s
+    held = float((held_s * (o.input_tokens + np.where(finished, o.output_tokens, 0))).sum())
+    return context_of(
+        o.arrival_s,
+        o.input_tokens,
+        o.output_tokens[finished],
+        o.cached_tokens,
+        judged.started_s,
+        judged.duration_s,
+        held / capacity if capacity > 0.0 else 0.0,
+        len(replicas),
+    )

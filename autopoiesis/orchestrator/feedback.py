@@ -1,8 +1,8 @@
 """What every arm would have earned: the twin's word for all arms, corrected by what was observed.
 
-A settled window is replayed in the twin under every arm, on the whole fleet, with paired seeds and
-the windows before it as warm-up. The twin is biased, but knows all arms; observation is unbiased,
-but knows the played ones. The doubly robust estimate of arm a in window t is
+A settled window is replayed in the twin under every arm (`rehearsal`). The twin is biased, but
+knows all arms; observation is unbiased, but knows the played ones. The doubly robust estimate of arm
+a in window t is
 
     r(a) = twin(a) + common(t) + own(a)
     own(a) = sum 1[a played] / p(a) * (observed - twin - common) / (sum 1[a played] / p(a) + 1)
@@ -13,7 +13,7 @@ arm plays (a slow machine, an odd prompt, cells smaller than the fleet); `own(a)
 about one arm alone.
 """
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from math import sqrt
 from typing import Any, NamedTuple
@@ -21,14 +21,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from autopoiesis.arms.allocation import SHARDS
-from autopoiesis.arms.machine import Program
-from autopoiesis.arms.objective import Objective
-from autopoiesis.orchestrator.reward import Judged, judge
+from autopoiesis.orchestrator.reward import Judged
 from autopoiesis.telemetry.records import TwinErrorRow
 from autopoiesis.twin.outcome import Status
-from autopoiesis.twin.simulation import ReplicaSpec, SimCell, Simulation
-from autopoiesis.twin.trace import Trace
 
 Floats = NDArray[np.float64]
 
@@ -51,34 +46,6 @@ ERROR_KEEP = 0.95
 BLOCKS = 10
 """Pieces of a window whose spread tells the sampling error: neighbours are not independent."""
 INTERVAL_SD = 1.96
-
-
-def replay_window(
-    trace: Trace,
-    replicas: Sequence[ReplicaSpec],
-    programs: Mapping[str, Program],
-    objective: Objective,
-    bounds_s: tuple[float, float, float, float],
-    seed: int,
-    speed: float = 1.0,
-) -> dict[str, Judged]:
-    """Return the window's requests as the twin serves them under each arm.
-
-    `bounds_s` are the times where the warm-up, the window, what follows it, and nothing begin; what
-    follows is replayed too, because it competes with the window's last requests. With a `speed` the
-    requests come that many times as fast.
-    """
-    warm_s = bounds_s[0]
-    started_s, ended_s, now_s = ((at - warm_s) / speed for at in bounds_s[1:])
-    part = trace.slice(warm_s, bounds_s[3]).speed(speed)
-    everything = (tuple(range(len(replicas))), tuple(range(SHARDS)))
-    judged: dict[str, Judged] = {}
-    for arm, program in programs.items():
-        simulation = Simulation(part, replicas, objective, seed)
-        simulation.allocate([SimCell(program, *everything)])
-        simulation.advance(now_s)
-        judged[arm] = judge(simulation.outcome(), objective, started_s, ended_s, now_s)
-    return judged
 
 
 class Played(NamedTuple):
@@ -256,11 +223,3 @@ def _means(judged: Judged) -> dict[str, float]:
 def _mean(values: Floats) -> float:
     there = values[~np.isnan(values)]
     return float(there.mean()) if len(there) else float("nan")
-
-
-def affordable(
-    arms: Collection[str], first: Collection[str], requests: int, most_requests: int
-) -> list[str]:
-    """Return the arms whose replay fits into `most_requests` simulated ones, `first` ones first."""
-    order = [*(a for a in first if a in arms), *(a for a in arms if a not in first)]
-    return order[: max(1, most_requests // max(requests, 1))]

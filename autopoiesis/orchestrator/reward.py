@@ -229,3 +229,10 @@ def utility_by_arm(rows: Collection[CellRow]) -> dict[str, tuple[float, int]]:
             total = n + row.requests
             by_arm[row.arm_id] = ((mean * n + row.utility * row.requests) / total, total)
     return by_arm
+
+
+def shard_load(judged: Judged) -> Floats:
+    """Return each shard's share of the window's tokens, (SHARDS,)."""
+    o = judged.outcome
+    tokens = np.bincount(o.shard, weights=o.input_tokens + o.output_tokens, minlength=SHARDS)
+    return tokens / max(float(tokens.sum()), 1.0)

@@ -1,0 +1,156 @@
+"""What is believed of the arms in the context at hand, and how a settled window changes it.
+
+The bandit learns how far each arm is from the level of its window: the mean of all arms' estimates
+or, without them, what was to be expected in that context. What a window does to all arms alike is
+most of the noise, and would hide which arm is better.
+"""
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import orjson
+from numpy.typing import NDArray
+
+from autopoiesis.orchestrator.bandit import BanditSettings, LinearThompson
+from autopoiesis.orchestrator.context import FEATURES, Scaler
+from autopoiesis.telemetry.records import CellRow
+
+Floats = NDArray[np.float64]
+
+LEVEL = "level"
+"""Name under which the level of all arms is learned."""
+HALF_WEIGHT_REQUESTS = 20
+"""Requests of a cell at which its utility is worth half an observation."""
+
+
+class Beliefs:
+    """The bandit over the arms' advantages, the model of their level, and the present context."""
+
+    def __init__(self, settings: BanditSettings) -> None:
+        self.bandit = LinearThompson(FEATURES, settings)
+        self.context: dict[str, float] | None = None
+        self._level = LinearThompson(FEATURES, settings)
+        self._level.add(LEVEL)
+        self._scaler = Scaler()
+
+    @property
+    def arms(self) -> list[str]:
+        """The arms of which anything is believed."""
+        return self.bandit.arms
+
+    def meet(self, arms: Collection[str]) -> None:
+        """Know these arms and no others; a new one is taken for the average of those there are."""
+        for arm in [a for a in self.bandit.arms if a not in arms]:
+            self.bandit.remove(arm)
+        known = [self.bandit.weights(a) for a in self.bandit.arms]
+        mean = np.mean(known, axis=0) if known else 0.0
+        for arm in arms:
+            if arm not in self.bandit.arms:
+                self.bandit.add(arm, mean)
+
+    def enter(self, context: dict[str, float]) -> None:
+        """Take the context of the window that has just ended for the present one."""
+        self.context = context
+        self._scaler.update(context)
+
+    @property
+    def vector(self) -> Floats:
+        """The present context, standardised: (FEATURES,), the first being 1."""
+        return self._scaler.standardise(self.context)
+
+    def means(self, vector: Floats | None = None) -> dict[str, float]:
+        """Return the utility expected of each arm, in the present context or another."""
+        x = self.vector if vector is None else vector
+        level = float(x @ self._level.weights(LEVEL))
+        return {arm: level + float(x @ self.bandit.weights(arm)) for arm in self.bandit.arms}
+
+    def deviations(self) -> dict[str, float]:
+        """Return the standard deviation of each arm's expected advantage in the present context."""
+        return dict(zip(self.arms, self.bandit.predict(self.vector)[1].tolist(), strict=True))
+
+    def probabilities(
+        self,
+        rng: np.random.Generator,
+        eligible: Iterable[str],
+        caps: Mapping[str, float] | None,
+        sample: bool,
+    ) -> dict[str, float]:
+        """Return each eligible arm's probability per cell in the present context."""
+        return self.bandit.probabilities(self.vector, rng, eligible, caps, sample)
+
+    def learn(
+        self,
+        rows: Sequence[CellRow],
+        vector: Floats,
+        estimates: Mapping[str, float],
+        lean: Mapping[str, float],
+        trust: float,
+        imputed_weight: float,
+    ) -> float | None:
+        """Learn a window decided in the context `vector`; return what was observed minus expected.
+
+        `estimates` are the doubly robust ones, `lean` is added to them, `trust` is the twin's and
+        `imputed_weight` what its word on an arm that did not play is worth, in observations. None if
+        nothing was observed.
+        """
+        self.bandit.tick()
+        self._level.tick()
+        seen = [row for row in rows if row.utility is not None and row.arm_id in self.bandit.arms]
+        observed = [row.utility for row in seen if row.utility is not None]
+        if not observed:
+            return None
+        level = float(np.mean([*estimates.values()] or observed))
+        self._level.begin_at(level)
+        expected = float(vector @ self._level.weights(LEVEL))
+        self._level.update(LEVEL, vector, level)
+        base = level if estimates else expected
+        trust = trust if estimates else 0.0
+        residual = total = 0.0
+        for row, utility in zip(seen, observed, strict=True):
+            arm = row.arm_id
+            weight = row.requests / (row.requests + HALF_WEIGHT_REQUESTS)
+            advantage = float(vector @ self.bandit.weights(arm))
+            residual += weight * (utility - expected - advantage)
+            total += weight
+            word = trust * estimates.get(arm, utility) + (1.0 - trust) * utility
+            self.bandit.update(arm, vector, word - base + lean.get(arm, 0.0), weight)
+        played = {row.arm_id for row in seen}
+        for arm, estimate in estimates.items():
+            if arm not in played and arm in self.bandit.arms:
+                advantage = estimate - base + lean.get(arm, 0.0)
+                self.bandit.update(arm, vector, advantage, imputed_weight, imputed=True)
+        return residual / total
+
+    def temper(self, keep: float) -> None:
+        """Keep only a share of what is known: the world has changed."""
+        self.bandit.temper(keep)
+        self._level.temper(keep)
+
+    def to_arrays(self) -> dict[str, NDArray[Any]]:
+        """Return all that is believed as named arrays."""
+        arrays: dict[str, NDArray[Any]] = {}
+        parts = {"bandit": self.bandit, "level": self._level, "scaler": self._scaler}
+        for part, owner in parts.items():
+            arrays |= {f"{part}/{name}": array for name, array in owner.to_arrays().items()}
+        arrays["context"] = np.frombuffer(orjson.dumps(self.context), np.uint8).copy()
+        return arrays
+
+    @classmethod
+    def from_arrays(cls, arrays: Mapping[str, NDArray[Any]], settings: BanditSettings) -> "Beliefs":
+        """Read what `to_arrays` gave; arrays of other owners are passed over.
+
+        Raises:
+            ValueError: the arrays are of another version.
+            KeyError: some are missing.
+        """
+        beliefs = cls(settings)
+        beliefs.bandit = LinearThompson.from_arrays(_part(arrays, "bandit/"), settings)
+        beliefs._level = LinearThompson.from_arrays(_part(arrays, "level/"), settings)
+        beliefs._scaler = Scaler.from_arrays(_part(arrays, "scaler/"))
+        beliefs.context = orjson.loads(np.asarray(arrays["context"], np.uint8).tobytes())
+        return beliefs
+
+
+def _part(arrays: Mapping[str, NDArray[Any]], prefix: str) -> dict[str, NDArray[Any]]:
+    return {k.removeprefix(prefix): a for k, a in arrays.items() if k.startswith(prefix)}

@@ -1,0 +1,101 @@
+"""A settled window once more, in the twin: under every arm, on the whole fleet, with paired seeds.
+
+The windows before it are the warm-up. A second rehearsal under more load tells which arm would hold
+if the load rose; it decides where arms are equal, as they are while load is low.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from autopoiesis.arms.allocation import SHARDS
+from autopoiesis.arms.machine import Program
+from autopoiesis.arms.objective import Objective
+from autopoiesis.orchestrator.observation import Observation
+from autopoiesis.orchestrator.reward import Judged, judge
+from autopoiesis.twin.simulation import ReplicaSpec, SimCell, Simulation
+from autopoiesis.twin.trace import Trace
+
+WARMUP_WINDOWS = 2
+"""Windows that are replayed before the one that counts."""
+STRESS = 1.5
+"""Speed of the rehearsal under more load."""
+STRESS_WEIGHT = 0.1
+"""Weight of its differences between arms."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Rehearsal:
+    """What there is to replay of one window."""
+
+    seen: Observation
+    started_s: float
+    ended_s: float
+    objective: Objective
+    seed: int
+
+    @property
+    def warm_s(self) -> float:
+        """When the warm-up begins."""
+        arrival_s = self.seen.trace.arrival_s
+        first_s = float(arrival_s[0]) if len(arrival_s) else self.started_s
+        return max(self.started_s - WARMUP_WINDOWS * (self.ended_s - self.started_s), first_s)
+
+    def requests(self) -> int:
+        """Return how many requests one replay takes; 0 if the window has none or no replica."""
+        at = [self.started_s, self.ended_s, self.warm_s, self.seen.ended_s]
+        start, end, first, last = np.searchsorted(self.seen.trace.arrival_s, at).tolist()
+        return last - first if start < end and self.seen.replicas else 0
+
+    def under(self, programs: Mapping[str, Program], speed: float = 1.0) -> dict[str, Judged]:
+        """Return the window's requests as each arm serves them, with `speed` times the load."""
+        return replay_window(
+            self.seen.trace,
+            self.seen.replicas,
+            programs,
+            self.objective,
+            (self.warm_s, self.started_s, self.ended_s, self.seen.ended_s),
+            self.seed,
+            speed,
+        )
+
+    def lean(self, programs: Mapping[str, Program]) -> dict[str, float]:
+        """Return by how much to prefer each arm for what it would do under more load."""
+        stressed = self.under(programs, STRESS)
+        utility = {a: u for a, j in stressed.items() if (u := j.mean_utility()) is not None}
+        mean = float(np.mean([*utility.values()])) if utility else 0.0
+        return {arm: STRESS_WEIGHT * (u - mean) for arm, u in utility.items()}
+
+
+def replay_window(
+    trace: Trace,
+    replicas: Sequence[ReplicaSpec],
+    programs: Mapping[str, Program],
+    objective: Objective,
+    bounds_s: tuple[float, float, float, float],
+    seed: int,
+    speed: float = 1.0,
+) -> dict[str, Judged]:
+    """Return the window's requests as the twin serves them under each arm.
+
+    `bounds_s` are the times where the warm-up, the window, what follows it, and nothing begin; what
+    follows is replayed too, because it competes with the window's last requests. With a `speed` the
+    requests come that many times as fast.
+    """
+    warm_s = bounds_s[0]
+    started_s, ended_s, now_s = ((at - warm_s) / speed for at in bounds_s[1:])
+    part = trace.slice(warm_s, bounds_s[3]).speed(speed)
+    everything = (tuple(range(len(replicas))), tuple(range(SHARDS)))
+    judged: dict[str, Judged] = {}
+    for arm, program in programs.items():
+        simulation = Simulation(part, replicas, objective, seed)
+        simulation.allocate([SimCell(program, *everything)])
+        simulation.advance(now_s)
+        judged[arm] = judge(simulation.outcome(), objective, started_s, ended_s, now_s)
+    return judged
+
+
+def affordable(arms: Sequence[str], requests: int, most_requests: int) -> Sequence[str]:
+    """Return the first arms whose replays fit into `most_requests` simulated ones, at least one."""
+    return arms[: max(1, most_requests // max(requests, 1))]
