@@ -1,5 +1,6 @@
 """A real gateway, started as an operator would start it."""
 
+import http.client
 import json
 import os
 import signal
@@ -7,9 +8,9 @@ import socket
 import subprocess
 import sys
 import time
-import urllib.error
+import urllib.parse
 import urllib.request
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -66,7 +67,7 @@ def serving(folder, *arguments):
     """Start `serve` in a folder and wait until it is ready."""
     port, control_port = free_ports(2)
     command = [*COMMAND, "serve", "--port", str(port), "--control-port", str(control_port), *arguments]
-    log = (folder / "serve.log").open("ab")
+    log = (folder / "serve.log").open("wb")
     with log:
         process = subprocess.Popen(command, cwd=folder, stdout=log, stderr=log, env=os.environ | {"COLUMNS": "200"})
     gateway = Gateway(process, folder, port, control_port)
@@ -80,7 +81,7 @@ def serving(folder, *arguments):
 
 def ready(gateway):
     assert gateway.process.poll() is None, (gateway.folder / "serve.log").read_text()
-    return "control API" in (gateway.folder / "serve.log").read_text().rpartition("starting")[2]
+    return "control API" in (gateway.folder / "serve.log").read_text()
 
 
 def wait_until(holds, limit_s):
@@ -91,11 +92,14 @@ def wait_until(holds, limit_s):
 
 
 def post(url, body):
-    """POST raw bytes; return status and answer."""
-    request = urllib.request.Request(url, body, {"Content-Type": "application/json"})
-    try:
-        with urllib.request.urlopen(request, timeout=30) as answer:
-            return answer.status, answer.read()
-    except urllib.error.HTTPError as error:
-        with error:
-            return error.code, error.read()
+    """POST raw bytes; return status and answer, also where the server answers before it has read all."""
+    there = urllib.parse.urlsplit(url)
+    with closing(http.client.HTTPConnection(there.hostname, there.port, timeout=30)) as connection:
+        connection.putrequest("POST", there.path)
+        connection.putheader("Content-Type", "application/json")
+        connection.putheader("Content-Length", str(len(body)))
+        connection.endheaders()
+        with suppress(BrokenPipeError, ConnectionResetError):
+            connection.send(body)
+        answer = connection.getresponse()
+        return answer.status, answer.read()
