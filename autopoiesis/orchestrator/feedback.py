@@ -110,7 +110,8 @@ class TwinCorrection:
             self._belief_square += rate * (belief - self._belief_square)
             # The more arms played, the better what they share is told from what is their own.
             common += miss * len(known) / (len(known) + 1.0)
-            self._lasting += COMMON_RATE * miss
+            raw = sum((p.utility - twin[a]) * weights[a] for a, p in known.items())
+            self._lasting += COMMON_RATE * (raw - self._lasting)
         for arm, p in known.items():
             weight = min(1.0 / max(p.propensity, 1e-9), LARGEST_WEIGHT)
             total, weights_sum = self._own.get(arm, (0.0, 0.0))

@@ -1,0 +1,130 @@
+import numpy as np
+from traffic import SHED_ALL, human, written
+
+from autopoiesis.arms.arm import State
+from autopoiesis.orchestrator.lifecycle import Lifecycle, LifecycleSettings
+from autopoiesis.telemetry.records import CellRow
+
+HUMAN = human("least-requests")[0]
+NEW = written(SHED_ALL, "new")
+LIVE = written(SHED_ALL, "new", State.LIVE)
+
+
+def row(arm_id: str, requests: int, shed: int) -> CellRow:
+    return CellRow(
+        0, 0, arm_id, ("r0",), 32, 0.5, requests, requests - shed, shed, 0, 0, 1, 1,
+        None, None, None, 0.0, 0.5, 10.0,
+    )  # fmt: skip
+
+
+def test_an_arm_that_sheds_far_more_than_the_control_is_out_at_once():
+    lifecycle = Lifecycle()
+    moves = lifecycle.guard([HUMAN, NEW], [row(HUMAN.id, 50, 5), row(NEW.id, 50, 40)])
+    assert [(m.arm_id, m.state) for m in moves] == [(NEW.id, State.QUARANTINED)]
+    assert "80%" in moves[0].reason
+    assert lifecycle.guard([HUMAN, NEW], [row(HUMAN.id, 50, 40), row(NEW.id, 50, 45)]) == []
+    assert lifecycle.guard([HUMAN, NEW], [row(NEW.id, 5, 5)]) == []
+    assert lifecycle.guard([HUMAN], [row(HUMAN.id, 50, 50)]) == []
+
+
+def served(lifecycle: Lifecycle, difference: float, windows: int) -> list[tuple[int, State]]:
+    moves = []
+    for window in range(windows):
+        utility = {HUMAN.id: (0.8, 50), NEW.id: (0.8 + difference, 50)}
+        found = lifecycle.review([HUMAN, NEW], utility, 0.8)
+        moves += [(window, m.state) for m in found]
+        if found:
+            break
+    return moves
+
+
+def test_a_canary_that_does_no_harm_becomes_live_soon():
+    assert served(Lifecycle(), 0.0, 100) == [(5, State.LIVE)]
+    assert served(Lifecycle(), -0.05, 100) == [(5, State.LIVE)]
+
+
+def test_a_harmful_canary_is_quarantined_when_it_is_shown():
+    ((window, state),) = served(Lifecycle(), -0.3, 100)
+    assert state is State.QUARANTINED
+    assert 5 < window < 40
+
+
+def test_without_a_control_cell_the_estimate_of_the_control_counts():
+    lifecycle = Lifecycle()
+    for _ in range(20):
+        moves = lifecycle.review([HUMAN, NEW], {NEW.id: (0.4, 50)}, 0.9)
+        if moves:
+            break
+    assert moves[0].state is State.QUARANTINED
+
+
+def test_drift_gives_the_quarantined_another_chance_the_best_first():
+    arms = [
+        written(SHED_ALL.replace("replica.in_flight", f"replica.in_flight + {i}"), f"q{i}", state)
+        for i, state in enumerate([State.QUARANTINED] * 3 + [State.RETIRED])
+    ]
+    means = {a.id: 0.1 * i for i, a in enumerate(arms)}
+    moves = Lifecycle().second_chances([HUMAN, *arms], means)
+    expected = [(arms[2].id, State.CANARY), (arms[1].id, State.CANARY)]
+    assert [(m.arm_id, m.state) for m in moves] == expected
+
+
+def test_weak_synthesized_arms_make_room_and_human_ones_never():
+    lifecycle = Lifecycle(LifecycleSettings(max_serving=1))
+    moves = lifecycle.superfluous([HUMAN, LIVE], {HUMAN.id: 0.1, LIVE.id: 0.9})
+    assert [(m.arm_id, m.state) for m in moves] == [(LIVE.id, State.RETIRED)]
+
+
+def confirm(gain: float) -> tuple[Lifecycle, str | None]:
+    lifecycle = Lifecycle()
+    rng = np.random.default_rng(0)
+    unconfirmed = frozenset({LIVE.id})
+    begun = None
+    for window in range(10):
+        begun = lifecycle.want(window, unconfirmed, {LIVE.id: 0.9, HUMAN.id: 0.1}, HUMAN.id, rng)
+        if begun:
+            break
+    assert begun is not None
+    assert begun.first_window == 2
+    assert sorted(begun.order) == sorted([LIVE.id, HUMAN.id] * 2)
+    verdict = None
+    for window in range(2, 6):
+        arm = begun.arm_of(window)
+        verdict = lifecycle.compare(window, 0.8 + (gain if arm == LIVE.id else 0.0))
+    assert begun.arm_of(6) is None
+    return lifecycle, verdict
+
+
+def test_a_switchback_confirms_an_arm_for_the_whole_fleet():
+    lifecycle, verdict = confirm(+0.05)
+    assert verdict is not None
+    assert verdict.startswith("confirmed")
+    assert lifecycle.limits([HUMAN, LIVE]).arms() == frozenset()
+    again = Lifecycle()
+    again.restore(lifecycle.to_dict())
+    assert again.limits([HUMAN, LIVE]).arms() == frozenset()
+
+
+def test_a_switchback_that_is_lost_leaves_the_limit_and_pauses():
+    lifecycle, verdict = confirm(-0.2)
+    assert verdict is not None
+    assert verdict.startswith("not confirmed")
+    assert lifecycle.limits([HUMAN, LIVE]).unconfirmed == {LIVE.id}
+    rng = np.random.default_rng(0)
+    wanted = {LIVE.id: 0.9}
+    begun = [
+        lifecycle.want(w, frozenset({LIVE.id}), wanted, HUMAN.id, rng) is not None
+        for w in range(6, 50)
+    ]
+    assert begun.index(True) + 6 == 5 + LifecycleSettings().confirm_pause
+
+
+def test_a_switchback_ends_with_its_arm():
+    lifecycle = Lifecycle()
+    rng = np.random.default_rng(0)
+    for window in range(3):
+        lifecycle.want(window, frozenset({LIVE.id}), {LIVE.id: 0.9}, HUMAN.id, rng)
+    assert lifecycle.switchback is not None
+    lifecycle.abandon(frozenset({HUMAN.id}))
+    assert lifecycle.switchback is None
+    assert lifecycle.compare(2, 0.5) is None

@@ -1,0 +1,160 @@
+import numpy as np
+import pytest
+from traffic import fleet, human, poisson, registry
+
+from autopoiesis.arms.allocation import SHARDS, Allocation, Cell
+from autopoiesis.arms.objective import Objective
+from autopoiesis.orchestrator.observation import observed, outcome_from_records
+from autopoiesis.orchestrator.reward import (
+    cell_rows,
+    fresh_shards,
+    judge,
+    met,
+    shard_load,
+    utilities,
+    utility_by_arm,
+    window_row,
+)
+from autopoiesis.telemetry.records import OpenRequest, RequestRecord, Status
+from autopoiesis.twin.simulation import run_arm
+
+OBJECTIVE = Objective(slo_ttft_s=1.0, slo_tpot_s=0.1)
+
+
+def record(at_s: float, status: Status = Status.COMPLETED, **changes: object) -> RequestRecord:
+    values: dict[str, object] = {
+        "id": f"q{at_s}",
+        "arrived_s": at_s,
+        "path": "/v1/completions",
+        "model": "m",
+        "status": status,
+        "http_status": 200,
+        "arm_id": "a",
+        "window": 0,
+        "shard": 0,
+        "session": 0,
+        "replica": "r0",
+        "attempts": 1,
+        "stream": True,
+        "input_tokens": 100,
+        "output_tokens": 11,
+        "max_output_tokens": 64,
+        "cached_tokens": 0,
+        "usage_counted": True,
+        "priority_class": 0.0,
+        "held_s": 0.0,
+        "decision_s": 0.0,
+        "ttft_s": 0.5,
+        "e2e_s": 1.5,
+    }
+    return RequestRecord(**(values | changes))  # pyright: ignore[reportArgumentType]
+
+
+def still_open(at_s: float, first_token_s: float | None = None) -> OpenRequest:
+    return OpenRequest(at_s, 0, 100, 64, replica="r0", first_token_s=first_token_s)
+
+
+def test_each_kind_of_request_by_hand():
+    records = [
+        record(0.0),  # met
+        record(1.0, ttft_s=2.0, e2e_s=3.0),  # first token twice too late
+        record(2.0, Status.SHED, ttft_s=None, output_tokens=0),
+        record(3.0, Status.FAILED, ttft_s=None, output_tokens=0),
+        record(4.0, stream=False, ttft_s=None, e2e_s=4.0),  # 1 + 10 * 0.1 s allowed
+        record(5.0, Status.REJECTED),
+        record(6.0, Status.ABORTED),
+    ]
+    unfinished = [still_open(7.0), still_open(19.5), still_open(8.0, 12.0), still_open(9.0, 9.5)]
+    outcome = outcome_from_records(records, unfinished)
+    utility, counts = utilities(outcome, OBJECTIVE, now_s=20.0)
+    assert outcome.arrival_s.tolist() == [0, 1, 2, 3, 4, 7, 8, 9, 19.5]
+    assert counts.tolist() == [*[True] * 8, False]
+    assert utility[counts] == pytest.approx([1.0, 0.5, 0.0, 0.0, 0.5, 1 / 13, 0.25, 1.0])
+    assert met(outcome, OBJECTIVE).tolist() == [True, *[False] * 8]
+
+
+def test_live_records_are_judged_as_the_twin_is():
+    trace = poisson(0, 30, 20, 800, 100)
+    arm = human("least-requests")[0]
+    outcome = run_arm(trace, fleet(2), registry(arm).program(arm.id), OBJECTIVE, 0)
+    ttft_s, e2e_s = outcome.ttft_s, outcome.e2e_s
+    records = [
+        record(
+            float(outcome.arrival_s[i]),
+            shard=int(outcome.shard[i]),
+            input_tokens=int(outcome.input_tokens[i]),
+            output_tokens=int(outcome.output_tokens[i]),
+            ttft_s=float(ttft_s[i]),
+            e2e_s=float(e2e_s[i]),
+        )
+        for i in range(len(trace))
+    ]
+    again = outcome_from_records(records)
+    expected = utilities(outcome, OBJECTIVE, 1e9)[0]
+    assert expected.min() < 1.0
+    assert utilities(again, OBJECTIVE, 1e9)[0] == pytest.approx(expected)
+
+
+def test_a_shed_request_is_replayed_with_the_usual_length():
+    trace, outcome = observed([record(0.0), record(1.0, Status.SHED, ttft_s=None, output_tokens=0)])
+    assert trace.output_tokens.tolist() == [11, 11]
+    assert outcome.output_tokens.tolist() == [11, 0]
+
+
+def two_cells() -> Allocation:
+    half = SHARDS // 2
+    return Allocation(
+        3,
+        (
+            Cell("a", ("r0", "r1"), tuple(range(half)), 0.7),
+            Cell("b", ("r2",), tuple(range(half, SHARDS)), 0.3),
+        ),
+    )
+
+
+def test_burn_in_is_dropped_where_the_arm_is_new():
+    before = Allocation(2, (Cell("a", ("r0", "r1", "r2"), tuple(range(SHARDS))),))
+    fresh = fresh_shards(two_cells(), before)
+    assert not fresh[:32].any()
+    assert fresh[32:].all()
+    records = [record(100.0 + i, shard=s, ttft_s=0.5) for i in range(10) for s in (0, 40)]
+    outcome = outcome_from_records(records)
+    judged = judge(outcome, OBJECTIVE, 100.0, 110.0, 120.0, fresh)
+    assert judged.counts.sum() == 10 + 7
+    assert fresh_shards(two_cells(), None).all()
+
+
+def test_rows_of_cells_and_window_add_up():
+    records = [record(100.0 + i, shard=s) for i in range(5) for s in (0, 40)]
+    records += [
+        record(101.5, Status.SHED, shard=40, ttft_s=None),
+        record(99.0),
+        record(111.0),
+        record(102.5, ttft_s=3.0, e2e_s=4.0, shard=1),
+    ]
+    judged = judge(
+        outcome_from_records(records, [still_open(105.0)]), OBJECTIVE, 100.0, 110.0, 120.0
+    )
+    a, b = cell_rows(judged, two_cells())
+    assert (a.requests, a.completed, a.shed, a.unfinished, a.replica_seconds) == (7, 6, 0, 1, 20.0)
+    assert (b.requests, b.completed, b.shed, b.shards, b.propensity) == (6, 5, 1, 32, 0.3)
+    assert b.utility == pytest.approx(5 / 6)
+    assert a.utility == pytest.approx((5 + 1 / 3 + 1 / 15) / 7)
+    assert utility_by_arm([a, b])["b"] == (b.utility, 6)
+    row = window_row(judged, 3, OBJECTIVE, {"bias": 1.0}, (0.1, 0.0, 0.2), ("twin", "reward"), 0.4)
+    assert (row.requests, row.completed, row.shed, row.failed) == (13, 11, 1, 0)
+    assert row.goodput_rps == pytest.approx(1.0)
+    assert row.drift == "twin,reward"
+    assert (row.regret, row.regret_low, row.regret_high) == (0.1, 0.0, 0.2)
+    assert shard_load(judged).sum() == pytest.approx(1.0)
+
+
+def test_an_empty_window_has_rows_without_values():
+    judged = judge(outcome_from_records([]), OBJECTIVE, 0.0, 10.0, 20.0)
+    rows = cell_rows(judged, two_cells())
+    assert [r.utility for r in rows] == [None, None]
+    assert utility_by_arm(rows) == {}
+    row = window_row(judged, 0, OBJECTIVE, {}, None, (), 0.0)
+    assert row.utility is None
+    assert row.ttft_p50_s is None
+    assert np.all(shard_load(judged) == 0.0)
