@@ -63,7 +63,7 @@ def _traffic(traffic: Mapping[str, Any], windows: Sequence[Mapping[str, Any]]) -
         ("in flight", number(traffic["in_flight"]), []),
     )  # fmt: skip
     for name, now, history in rows:
-        grid.add_row(name, Text(now, style="bold"), Text(sparkline(history), style="blue"))
+        grid.add_row(Text(name), Text(now, style="bold"), Text(sparkline(history), style="blue"))
     return grid
 
 
@@ -90,7 +90,7 @@ def _learning(windows: Sequence[Mapping[str, Any]], synthesis: Mapping[str, Any]
     utilities, regrets = [w["utility"] for w in windows], [w["regret"] for w in windows]
     latest = windows[-1] if windows else {"utility": None, "regret": None}
     grid.add_row(
-        "utility [0..1]",
+        Text("utility [0..1]"),
         Text(number(latest["utility"]), style="bold"),
         Text(sparkline(utilities, 1.0), "green"),
     )

@@ -134,7 +134,8 @@ def _of_record(r: RequestRecord, index: dict[str, int], usual: int) -> _Row:
         replica=index.get(r.replica, -1),
         dispatched_s=r.arrived_s + r.held_s if sent else nan,
         first_token_s=nan if r.ttft_s is None else r.arrived_s + r.ttft_s,
-        finished_s=r.arrived_s + r.e2e_s if completed else nan,
+        # The first chunk is timed by the picker, the end by Envoy: the end never comes before.
+        finished_s=r.arrived_s + max(r.e2e_s, r.ttft_s or 0.0) if completed else nan,
         status=_CODES[r.status],
         cached_tokens=r.cached_tokens,
     )

@@ -49,7 +49,7 @@ def arms_table(rows: Sequence[Mapping[str, Any]]) -> Table:
         table.add_column(column, no_wrap=True)
     table.add_column("traffic", justify="right")
     table.add_column("utility", justify="right")
-    table.add_column("why")
+    table.add_column("why", no_wrap=True, overflow="ellipsis")
     for row in rows:
         share, utility = number(row["traffic_share"], 2), number(row["utility"])
         table.add_row(
