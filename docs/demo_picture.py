@@ -12,7 +12,7 @@ from rich.console import Console
 
 from autopoiesis.orchestrator.live_view import render
 
-with urllib.request.urlopen(f"{sys.argv[1]}/status", timeout=5) as answer:
+with urllib.request.urlopen(f"{sys.argv[1]}/status", timeout=5) as answer:  # noqa: S310
     status = json.load(answer)
 console = Console(record=True, width=118, file=io.StringIO(), force_terminal=True)
 title = "autopoiesis demo   http://127.0.0.1:8080/v1   4 simulated replicas"

@@ -13,7 +13,13 @@ from numpy.typing import NDArray
 from autopoiesis.arms import features as f
 from autopoiesis.arms.machine import ADMIT, CEILING, PRIORITY, SCORE, Program, execute
 from autopoiesis.arms.objective import Objective
-from autopoiesis.arms.prefix import PrefixIndex, forget_replica, matching_blocks, prefix_index, remember
+from autopoiesis.arms.prefix import (
+    PrefixIndex,
+    forget_replica,
+    matching_blocks,
+    prefix_index,
+    remember,
+)
 
 IN_FLIGHT = f.Replica._fields.index("in_flight")
 QUEUED_PREFILL = f.Replica._fields.index("queued_prefill_tokens")
@@ -77,7 +83,9 @@ class Group(NamedTuple):
     """(2,): decisions so far, requests held now."""
 
 
-def fleet_state(replicas: int, objective: Objective, prefix_slots: int, block_tokens: int) -> FleetState:
+def fleet_state(
+    replicas: int, objective: Objective, prefix_slots: int, block_tokens: int
+) -> FleetState:
     """Make the state of a fleet with room for `replicas`, none of which has joined."""
     rows = np.zeros((replicas, f.N_REPLICA))
     rows[:, SPEED] = 1.0
@@ -138,7 +146,10 @@ def predicted_output_tokens(state: FleetState, max_output_tokens: float) -> floa
 @numba.njit(cache=True)
 def hit_tokens(state: FleetState, r: int, blocks: NDArray[np.int64], input_tokens: float) -> float:
     """Return the prompt tokens that replica r probably has cached; at least one is always computed."""
-    return min(matching_blocks(state.prefixes, r, blocks) * float(state.block_tokens[0]), max(input_tokens - 1.0, 0.0))
+    return min(
+        matching_blocks(state.prefixes, r, blocks) * float(state.block_tokens[0]),
+        max(input_tokens - 1.0, 0.0),
+    )
 
 
 @numba.njit(cache=True)
@@ -169,7 +180,9 @@ def _averaged(old: float, new: float) -> float:
 
 
 @numba.njit(cache=True)
-def first_token(state: FleetState, r: int, uncached_tokens: float, context_tokens: float, ttft_s: float) -> None:
+def first_token(
+    state: FleetState, r: int, uncached_tokens: float, context_tokens: float, ttft_s: float
+) -> None:
     """Account for a request's first token; `context_tokens` is its prompt plus predicted output."""
     row = state.replica[r]
     row[QUEUED_PREFILL] = max(row[QUEUED_PREFILL] - uncached_tokens, 0.0)
@@ -261,7 +274,13 @@ def describe_fleet(
 
 @numba.njit(cache=True)
 def _describe_replica(
-    registers: NDArray[np.float64], state: FleetState, r: int, position: int, hit: float, here: float, now_s: float
+    registers: NDArray[np.float64],
+    state: FleetState,
+    r: int,
+    position: int,
+    hit: float,
+    here: float,
+    now_s: float,
 ) -> None:
     at = f.FIRST_REPLICA
     for column in range(f.N_REPLICA):
@@ -283,7 +302,9 @@ def admits(program: Program, registers: NDArray[np.float64]) -> bool:
 def urgency(program: Program, registers: NDArray[np.float64]) -> float:
     """Ask `priority` (lower goes first), registers filled; without it the longest wait goes first."""
     start = program.entry[PRIORITY]
-    return execute(program.code, start, registers) if start >= 0 else -registers[f.FIRST_REQUEST + 4]
+    return (
+        execute(program.code, start, registers) if start >= 0 else -registers[f.FIRST_REQUEST + 4]
+    )
 
 
 @numba.njit(cache=True)
@@ -319,9 +340,11 @@ def place(
         hit = hit_tokens(state, r, blocks, input_tokens)
         _describe_replica(registers, state, r, position, hit, 1.0 if r == owner else 0.0, now_s)
         score = execute(program.code, program.entry[SCORE], registers)
-        if ceiling < 0 or state.replica[r, IN_FLIGHT] < execute(program.code, ceiling, registers):
-            if free < 0 or score < free_score:
-                free, free_score = r, score
+        takes = ceiling < 0 or state.replica[r, IN_FLIGHT] < execute(
+            program.code, ceiling, registers
+        )
+        if takes and (free < 0 or score < free_score):
+            free, free_score = r, score
         at = count
         while at > 0 and scores[at - 1] > score:
             scores[at], order[at] = scores[at - 1], order[at - 1]

@@ -17,14 +17,18 @@ CHARS_PER_TOKEN = 4
 """Characters of prompt text taken as one token until usage reports say better."""
 
 
-def block_hashes(text: str, salt: bytes = b"", chars: int = BLOCK_TOKENS * CHARS_PER_TOKEN) -> NDArray[np.int64]:
+def block_hashes(
+    text: str, salt: bytes = b"", chars: int = BLOCK_TOKENS * CHARS_PER_TOKEN
+) -> NDArray[np.int64]:
     """Hash the full blocks of a prompt, each chained on the one before; the partial tail has none."""
     data = text.encode("utf-8", "surrogatepass")
     count = len(data) // chars
     hashes = np.empty(count, np.int64)
     parent = hashlib.blake2b(salt, digest_size=8).digest()
     for i in range(count):
-        parent = hashlib.blake2b(data[i * chars : (i + 1) * chars], digest_size=8, key=parent).digest()
+        parent = hashlib.blake2b(
+            data[i * chars : (i + 1) * chars], digest_size=8, key=parent
+        ).digest()
         hashes[i] = int.from_bytes(parent, "little", signed=True)
     return hashes
 

@@ -30,7 +30,14 @@ def free_ports(count):
 
 def run(*arguments, cwd, timeout=120):
     """Run a command to its end; return its exit code, output and errors."""
-    done = subprocess.run([*COMMAND, *arguments], cwd=cwd, capture_output=True, text=True, timeout=timeout)
+    done = subprocess.run(
+        [*COMMAND, *arguments],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
+    )
     return done.returncode, done.stdout, done.stderr
 
 
@@ -54,7 +61,9 @@ class Gateway:
         return next(p for p in self.processes() if any(word in part for part in p.cmdline()))
 
     def status(self):
-        with urllib.request.urlopen(f"http://127.0.0.1:{self.control_port}/status", timeout=5) as answer:
+        with urllib.request.urlopen(
+            f"http://127.0.0.1:{self.control_port}/status", timeout=5
+        ) as answer:
             return json.load(answer)
 
     def stop(self, number=signal.SIGTERM, timeout=60):
@@ -66,10 +75,20 @@ class Gateway:
 def serving(folder, *arguments):
     """Start `serve` in a folder and wait until it is ready."""
     port, control_port = free_ports(2)
-    command = [*COMMAND, "serve", "--port", str(port), "--control-port", str(control_port), *arguments]
+    command = [
+        *COMMAND,
+        "serve",
+        "--port",
+        str(port),
+        "--control-port",
+        str(control_port),
+        *arguments,
+    ]
     log = (folder / "serve.log").open("wb")
     with log:
-        process = subprocess.Popen(command, cwd=folder, stdout=log, stderr=log, env=os.environ | {"COLUMNS": "200"})
+        process = subprocess.Popen(
+            command, cwd=folder, stdout=log, stderr=log, env=os.environ | {"COLUMNS": "200"}
+        )
     gateway = Gateway(process, folder, port, control_port)
     try:
         wait_until(lambda: ready(gateway), START_LIMIT_S)

@@ -32,13 +32,17 @@ def test_replay_prints_the_keys_of_the_contract_for_every_arm_and_online(tmp_pat
 
 
 def test_replay_takes_a_policy_file(tmp_path):
-    (tmp_path / "mine.py").write_text("def score(request, replica, fleet):\n    return replica.in_flight / replica.speed\n")
+    (tmp_path / "mine.py").write_text(
+        "def score(request, replica, fleet):\n    return replica.in_flight / replica.speed\n"
+    )
     trace = str(TRACES / "azure2023_code_a.parquet")
     arguments = ("--arm", "mine.py", "--arm", "random", "--no-online", "--for", "60", "--json", "-")
     code, out, _ = run("replay", trace, *arguments, cwd=tmp_path)
 
     assert 0 == code
-    assert {"mine", "random", "oracle"} == {result["policy"] for result in json.loads(out)["results"]}
+    assert {"mine", "random", "oracle"} == {
+        result["policy"] for result in json.loads(out)["results"]
+    }
 
 
 @pytest.mark.parametrize(
@@ -64,7 +68,9 @@ def test_replay_takes_a_policy_file(tmp_path):
 def test_bad_input_gets_one_sentence_and_its_exit_code(tmp_path, arguments, code, word):
     first = '{"timestamp": 0, "input_length": 10, "output_length": 2, "hash_ids": [1]}'
     (tmp_path / "broken.jsonl").write_text(first + '\n{"timestamp": 27,\n')
-    (tmp_path / "evil.py").write_text("import os\ndef score(request, replica, fleet):\n    return 0\n")
+    (tmp_path / "evil.py").write_text(
+        "import os\ndef score(request, replica, fleet):\n    return 0\n"
+    )
     if "--port" not in arguments and arguments[0] == "serve":
         port, control = free_ports(2)
         arguments = (*arguments, "--port", str(port), "--control-port", str(control))
@@ -77,7 +83,16 @@ def test_bad_input_gets_one_sentence_and_its_exit_code(tmp_path, arguments, code
 def test_no_directory_can_be_made_where_a_file_is(tmp_path):
     (tmp_path / "file").write_text("")
     port, control = free_ports(2)
-    code, _, errors = run("serve", "--data-dir", "file", "--port", str(port), "--control-port", str(control), cwd=tmp_path)
+    code, _, errors = run(
+        "serve",
+        "--data-dir",
+        "file",
+        "--port",
+        str(port),
+        "--control-port",
+        str(control),
+        cwd=tmp_path,
+    )
 
     assert 3 == code
     assert "--data-dir" in errors
@@ -87,7 +102,11 @@ def test_settings_come_from_flags_then_environment_then_file(tmp_path, monkeypat
     from autopoiesis.orchestrator.settings import load_settings
 
     (tmp_path / "a.toml").write_text("port = 1111\nwindow_s = 3.0\nslo_ttft_s = 2.5\n")
-    environment = {"AUTOPOIESIS_PORT": "2222", "AUTOPOIESIS_WINDOW_S": "4", "AUTOPOIESIS_PROFILE": "a100-llama-3-8b-tp1-bf16"}
+    environment = {
+        "AUTOPOIESIS_PORT": "2222",
+        "AUTOPOIESIS_WINDOW_S": "4",
+        "AUTOPOIESIS_PROFILE": "a100-llama-3-8b-tp1-bf16",
+    }
     settings = load_settings(tmp_path / "a.toml", {"port": 3333, "window_s": None}, environment)
 
     assert (3333, 4.0, 2.5) == (settings.port, settings.window_s, settings.slo_ttft_s)

@@ -25,14 +25,23 @@ def test_an_end_that_was_timed_before_the_first_token_is_no_negative_time():
 
 
 def test_requests_that_are_nobodys_are_left_out():
-    outcome = outcome_from_records([record(Status.REJECTED), record(Status.ABORTED), record(Status.SHED)])
+    outcome = outcome_from_records(
+        [record(Status.REJECTED), record(Status.ABORTED), record(Status.SHED)]
+    )
 
     assert 1 == len(outcome.arrival_s)
 
 
 def test_open_requests_count_once_their_first_token_is_out_or_late():
     waiting = [
-        OpenRequest(arrived_s=1000.0, shard=0, input_tokens=5, max_output_tokens=9, replica="x", first_token_s=1000.5),
+        OpenRequest(
+            arrived_s=1000.0,
+            shard=0,
+            input_tokens=5,
+            max_output_tokens=9,
+            replica="x",
+            first_token_s=1000.5,
+        ),
         OpenRequest(arrived_s=1000.1, shard=0, input_tokens=5, max_output_tokens=9, replica="x"),
         OpenRequest(arrived_s=1003.5, shard=0, input_tokens=5, max_output_tokens=9),
     ]

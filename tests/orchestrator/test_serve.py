@@ -48,7 +48,12 @@ def test_streamed_answer_comes_token_by_token_with_usage(client):
 
 @pytest.mark.parametrize(
     ("body", "word"),
-    [(b"{", "JSON"), (b"[]", "object"), (b"{}", "messages"), (b'{"model":"simulated","messages":3}', "messages")],
+    [
+        (b"{", "JSON"),
+        (b"[]", "object"),
+        (b"{}", "messages"),
+        (b'{"model":"simulated","messages":3}', "messages"),
+    ],
 )
 def test_malformed_body_is_refused_in_openai_shape(gateway, body, word):
     status, answer = post(f"{gateway.url}/v1/chat/completions", body)
@@ -73,12 +78,28 @@ def test_telemetry_tells_of_requests_windows_and_arms_while_serving(gateway, cli
     for _ in range(5):
         client.completions.create(model="simulated", prompt="the sea " * 40, max_tokens=4)
     wait_until(lambda: any(w["requests"] for w in gateway.status()["windows"]), 30)
-    count = run("sql", "select count(*) as n from requests where status = 'completed'", "--format", "json", cwd=gateway.folder)
+    count = run(
+        "sql",
+        "select count(*) as n from requests where status = 'completed'",
+        "--format",
+        "json",
+        cwd=gateway.folder,
+    )
     arms = run("arms", "list", "--json", "-", cwd=gateway.folder)
 
     assert json.loads(count[1])[0]["n"] >= 5
     rows = json.loads(arms[1])
-    keys = {"id", "name", "origin", "state", "parents", "created_at", "traffic_share", "utility", "reason"}
+    keys = {
+        "id",
+        "name",
+        "origin",
+        "state",
+        "parents",
+        "created_at",
+        "traffic_share",
+        "utility",
+        "reason",
+    }
     assert all(set(row) == keys for row in rows)
     assert len([row for row in rows if row["origin"] == "human"]) >= 4
     assert 1.0 == pytest.approx(sum(row["traffic_share"] for row in rows))
@@ -86,7 +107,9 @@ def test_telemetry_tells_of_requests_windows_and_arms_while_serving(gateway, cli
 
 def test_data_directory_of_a_running_instance_is_refused(gateway):
     port, control = free_ports(2)
-    code, _, errors = run("serve", "--port", str(port), "--control-port", str(control), cwd=gateway.folder)
+    code, _, errors = run(
+        "serve", "--port", str(port), "--control-port", str(control), cwd=gateway.folder
+    )
 
     assert 3 == code
     assert "belongs to a running instance" in errors
@@ -129,8 +152,13 @@ def test_killed_picker_loses_no_request(gateway, client):
 
 
 def gateway_has_new_picker(gateway, old_pid):
-    pickers = [p for p in gateway.processes() if any("gateway.picker" in part for part in p.cmdline())]
-    return any(p.pid != old_pid for p in pickers) and (gateway.folder / ".autopoiesis/run/picker.sock").exists()
+    pickers = [
+        p for p in gateway.processes() if any("gateway.picker" in part for part in p.cmdline())
+    ]
+    return (
+        any(p.pid != old_pid for p in pickers)
+        and (gateway.folder / ".autopoiesis/run/picker.sock").exists()
+    )
 
 
 def test_killed_controller_comes_back_and_goes_on_counting_windows(gateway):
@@ -163,7 +191,10 @@ def test_sigterm_leaves_no_process_and_no_socket(tmp_path):
 
 def test_second_start_after_kill_works_and_keeps_the_telemetry(tmp_path):
     with serving(tmp_path, "--simulate", "2", "--window", "1") as gateway:
-        post(f"{gateway.url}/v1/completions", b'{"model":"simulated","prompt":"the sea","max_tokens":2}')
+        post(
+            f"{gateway.url}/v1/completions",
+            b'{"model":"simulated","prompt":"the sea","max_tokens":2}',
+        )
         wait_until(lambda: any(w["requests"] for w in gateway.status()["windows"]), 30)
         processes = gateway.processes()
         gateway.process.kill()
@@ -178,7 +209,10 @@ def test_second_start_after_kill_works_and_keeps_the_telemetry(tmp_path):
 
 
 def test_existing_servers_can_be_put_behind_the_gateway(gateway, tmp_path):
-    addresses = [m["address"] for m in json.loads((gateway.folder / ".autopoiesis/run/fleet.json").read_text())]
+    addresses = [
+        m["address"]
+        for m in json.loads((gateway.folder / ".autopoiesis/run/fleet.json").read_text())
+    ]
     replicas = [part for address in addresses[:2] for part in ("--replica", f"http://{address}")]
     with (
         serving(tmp_path, *replicas) as second,
