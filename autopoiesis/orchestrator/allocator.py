@@ -155,21 +155,28 @@ def allocate(
 def concentrated(
     probabilities: Mapping[str, float], limits: Limits, cells: int, exploration: float = 1.0
 ) -> dict[str, float]:
-    """Leave challengers at most one cell of a window, and `exploration` of all cells in the long run.
+    """Leave challengers at most one cell of a window; the others go to those who lead.
 
-    The others go to those who lead: the likeliest arm, and the likeliest that is not limited. Challengers come first in
-    the result, which is what `systematic` needs to draw at most one of them.
+    Who leads: the likeliest arm, and the likeliest that is not limited. Challengers that are not
+    limited get at most `exploration` of all cells in the long run; limited ones have their caps.
+    Challengers come first in the result: `systematic` then draws at most one of them.
     """
     leader = max(probabilities, key=lambda a: probabilities[a])
     free = [a for a in probabilities if a not in limits.arms()]
     fallback = max(free, key=lambda a: probabilities[a]) if free else leader
     challengers = {a: p for a, p in probabilities.items() if a not in {leader, fallback}}
+    exploring = sum(p for a, p in challengers.items() if a in free)
+    if exploring > exploration:
+        scale = exploration / exploring
+        challengers = {a: p * scale if a in free else p for a, p in challengers.items()}
     total = sum(challengers.values())
-    scale = min(1.0, 1.0 / cells / total, exploration / total) if total > 0.0 else 1.0
-    left = total * (1.0 - scale)
+    if total > 1.0 / cells:
+        challengers = {a: p / total / cells for a, p in challengers.items()}
+    left = 1.0 - sum(challengers.values()) - probabilities[leader]
+    left -= 0.0 if fallback == leader else probabilities[fallback]
     most = limits.caps(cells).get(leader, 1.0)
     leading = min(probabilities[leader] + left, max(most, probabilities[leader]))
-    result = {a: p * scale for a, p in challengers.items()} | {leader: leading}
+    result = challengers | {leader: leading}
     rest = 1.0 - sum(result.values())
     return result if fallback == leader else result | {fallback: rest}
 

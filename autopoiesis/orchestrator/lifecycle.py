@@ -191,7 +191,10 @@ class Lifecycle:
         return self.switchback
 
     def compare(self, window: int, utility: float | None) -> str | None:
-        """Take a settled window of the switchback into account; say in one line how it ended, if it did."""
+        """Take a settled window of the switchback into account; say in one line how it ended, if so.
+
+        `utility` may be counted from a baseline, as long as both arms' windows are.
+        """
         switchback = self.switchback
         arm = switchback.arm_of(window) if switchback else None
         if switchback is None or arm is None:

@@ -131,7 +131,6 @@ class WindowLoop:
 
     def settle(self, seen: Observation) -> Settled | None:
         """Take in that a window has ended; return the one before it, settled, if there is one."""
-        self._events = []
         self._meet_arms()
         now = self._windows.get(seen.window)
         if now is not None:
@@ -171,12 +170,14 @@ class WindowLoop:
         errors = twin_errors(window, judged, twin, shares)
         drifted = self._watch(seen, residual, errors)
         self._let_arms_rise_and_fall(seen, kept, utility_by_arm(rows), estimates, drifted)
+        self._compare(seen, kept, utility_by_arm(rows), values)
         best = max(estimates.values()) if estimates else judged.mean_utility()
         low = regret.low if regret else None
         trigger = self.triggers.consider(window, seen.ended_s, low, best, drifted)
         if trigger is not None:
             self._say(seen, "synthesis", trigger.kind, trigger.why)
         interval = (regret.value, regret.low, regret.high) if regret else None
+        events, self._events = self._events, []
         return Settled(
             window=window_row(
                 judged, window, self.objective, kept.context, interval, drifted, weight
@@ -184,7 +185,7 @@ class WindowLoop:
             cells=tuple(rows),
             estimates=tuple(self._estimate_rows(values, played, estimates, seen.replicas)),
             twin_errors=tuple(errors),
-            events=tuple(self._events),
+            events=tuple(events),
             trigger=trigger,
         )
 
@@ -257,13 +258,25 @@ class WindowLoop:
         if drifted:
             self._move(self.lifecycle.second_chances(self.registry.all(), means), seen)
         self._move(self.lifecycle.superfluous(self.registry.all(), means), seen)
+
+    def _compare(
+        self,
+        seen: Observation,
+        kept: _Window,
+        utility: Mapping[str, tuple[float, int]],
+        twin: Mapping[str, float],
+    ) -> None:
+        """Go on with the switchback, if one runs; what the twin says of the control evens out load."""
         switchback = self.lifecycle.switchback
-        if switchback is not None:
-            window = kept.allocation.window
-            served, _ = utility.get(switchback.arm_of(window) or "", (None, 0))
-            verdict = self.lifecycle.compare(window, served)
-            if verdict:
-                self._say(seen, "arm", self._name(switchback.arm_id), verdict)
+        if switchback is None:
+            return
+        window = kept.allocation.window
+        served, _ = utility.get(switchback.arm_of(window) or "", (None, 0))
+        control = twin.get(switchback.control_id) if twin else 0.0
+        gain = None if served is None or control is None else served - control
+        verdict = self.lifecycle.compare(window, gain)
+        if verdict:
+            self._say(seen, "arm", self._name(switchback.arm_id), verdict)
 
     def _move(self, moves: Sequence[Move], seen: Observation) -> None:
         for move in moves:

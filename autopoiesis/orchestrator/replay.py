@@ -185,7 +185,7 @@ def run_online(
         simulation.allocate(sim_cells(allocation, registry, fleet))
         ended_s = (window + 1) * window_s
         simulation.advance(ended_s)
-        seen = _observe(simulation, window, window_s, fleet)
+        seen = observe(simulation, window, window_s, fleet)
         done = loop.settle(seen)
         if done is not None:
             settled.append(done)
@@ -217,7 +217,7 @@ def sim_cells(
     ]
 
 
-def _observe(
+def observe(
     simulation: Simulation, window: int, window_s: float, replicas: tuple[ReplicaSpec, ...]
 ) -> Observation:
     """Show the loop what has arrived in the last windows, and what has come of it."""

@@ -1,7 +1,6 @@
 """Small seeded fleets and traces for the orchestrator's tests."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 import numpy as np
 
@@ -11,7 +10,7 @@ from autopoiesis.arms.registry import Registry
 from autopoiesis.arms.seeds import seed_arms
 from autopoiesis.twin.latency import profile
 from autopoiesis.twin.simulation import ReplicaSpec
-from autopoiesis.twin.trace import Trace
+from autopoiesis.twin.trace import Trace, splice
 
 SHED_ALL = """
 def score(request, replica, fleet):
@@ -80,4 +79,4 @@ def poisson(
 def shifting(seed: int) -> Trace:
     """Light chat traffic, then long prompts under load, for 50 s each."""
     first, second = poisson(seed, 20, 50, 300, 100), poisson(seed + 1, 14, 50, 2500, 150)
-    return replace(first.splice(second), name="shifting")
+    return splice((first, second), "shifting")
