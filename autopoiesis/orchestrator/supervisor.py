@@ -19,6 +19,8 @@ import aiohttp
 import orjson
 
 from autopoiesis.gateway import envoy
+from autopoiesis.gateway.files import read_or_create_secret
+from autopoiesis.gateway.settings import RunDir
 from autopoiesis.orchestrator.child import Child
 from autopoiesis.orchestrator.settings import Settings
 from autopoiesis.replicas.fleet import Member, free_ports, simulated_command, write_fleet
@@ -71,6 +73,7 @@ class Supervisor:
         self.members = await self._fleet()
         write_fleet(run_dir / "fleet.json", self.members)
         settings.save()
+        self._bring_salt(run_dir)
         await self._start_children(run_dir)
         await self._wait_ready()
 
@@ -114,6 +117,12 @@ class Supervisor:
             )
             for i, port in enumerate(ports)
         )
+
+    def _bring_salt(self, run_dir: Path) -> None:
+        """Let hashes of sessions and prompts stay comparable from one start to the next."""
+        salt = self.settings.data_dir / "salt"
+        read_or_create_secret(salt)
+        shutil.copy2(salt, RunDir(run_dir).salt)
 
     async def _start_children(self, run_dir: Path) -> None:
         for member in self.members:

@@ -6,7 +6,6 @@ refuses some of these settings once external access is off.
 """
 
 import re
-import secrets
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -124,12 +123,11 @@ def _migrate(connection: Connection, path: Path, clock: Callable[[], float]) -> 
         connection.execute(package_sql(step))
     if version == 0:
         connection.execute(
-            "insert into meta values (?, ?, ?, ?)",
+            "insert into meta values (?, ?, ?)",
             [
                 SCHEMA_VERSION,
                 duckdb.__version__,
                 datetime.fromtimestamp(clock(), UTC).replace(tzinfo=None),
-                secrets.token_bytes(16),
             ],
         )
     elif version < SCHEMA_VERSION:

@@ -5,8 +5,7 @@
 create table meta (
     schema_version integer not null,
     engine_version varchar not null,  -- DuckDB that made the file
-    created_at     timestamp not null,
-    salt           blob not null      -- for the hashes of sessions and prompt blocks
+    created_at     timestamp not null
 );
 
 create table requests (

@@ -189,10 +189,6 @@ class Store:
         """Return the number of the last closed window, -1 if there is none."""
         return self._last_window
 
-    def salt(self) -> bytes:
-        """Return the instance's salt for hashes of sessions and prompt blocks."""
-        return self._owner.fetch("select salt from meta")[0][0]
-
     def load_arms(self) -> list[Arm]:
         """Return all arms, oldest first."""
         rows = self._owner.fetch(f"select {_columns(ARM)} from arms order by created_s, rowid")  # noqa: S608

@@ -145,10 +145,9 @@ def test_numpy_scalars_are_accepted(store: Store) -> None:
 def test_windows_are_counted_on_after_a_restart(store: Store) -> None:
     assert store.last_window() == -1
     fill(store, [0, 1, 2])
-    salt = store.salt()
     store.close()
     with Store.open(store.path) as again:
-        assert (again.last_window(), again.salt()) == (2, salt)
+        assert again.last_window() == 2
         with pytest.raises(TelemetryError, match="window 2 is closed already"):
             again.write_window(window_row(2))
         again.write_window(window_row(3))
