@@ -27,6 +27,8 @@ UNEVEN = 0.1
 """Shards stay where they are while no cell is further off than this."""
 UNIFORM_LOAD = 0.1
 """Share of the load taken as uniform: a shard that was quiet may speak."""
+LEAD = 1.5
+"""How many times likelier than the incumbent an arm must be to take the lead from it."""
 CANARY_SHARE = 0.25
 """Most of the traffic that all canaries together get in the long run."""
 
@@ -153,17 +155,26 @@ def allocate(
 
 
 def concentrated(
-    probabilities: Mapping[str, float], limits: Limits, cells: int, exploration: float = 1.0
+    probabilities: Mapping[str, float],
+    limits: Limits,
+    cells: int,
+    exploration: float = 1.0,
+    incumbent: str | None = None,
 ) -> dict[str, float]:
     """Leave challengers at most one cell of a window; the others go to those who lead.
 
-    Who leads: the likeliest arm, and the likeliest that is not limited. Challengers that are not
+    Who leads: the likeliest arm, and the likeliest that is not limited. The `incumbent` stays ahead
+    until another is `LEAD` times as likely, so that equal arms do not take turns. Challengers that are not
     limited get at most `exploration` of all cells in the long run; limited ones have their caps.
     Challengers come first in the result: `systematic` then draws at most one of them.
     """
-    leader = max(probabilities, key=lambda a: probabilities[a])
+
+    def standing(arm: str) -> float:
+        return probabilities[arm] * (LEAD if arm == incumbent else 1.0)
+
+    leader = max(probabilities, key=standing)
     free = [a for a in probabilities if a not in limits.arms()]
-    fallback = max(free, key=lambda a: probabilities[a]) if free else leader
+    fallback = max(free, key=standing) if free else leader
     challengers = {a: p for a, p in probabilities.items() if a not in {leader, fallback}}
     exploring = sum(p for a, p in challengers.items() if a in free)
     if exploring > exploration:

@@ -341,7 +341,9 @@ class WindowLoop:
         """Return each serving arm's probability per cell, few challengers among them."""
         without, trusted = EXPLORATION
         exploration = without + (trusted - without) * self._trust
-        return concentrated(self._drawn(cells, limits), limits, cells, exploration)
+        last = self._last_allocation()
+        incumbent = max(last.arms(), key=last.share) if last else None
+        return concentrated(self._drawn(cells, limits), limits, cells, exploration, incumbent)
 
     def _drawn(self, cells: int, limits: Limits | None) -> dict[str, float]:
         return self.beliefs.probabilities(

@@ -180,6 +180,15 @@ def test_at_most_one_cell_goes_to_a_challenger(draw, cells, seed):
         assert p == pytest.approx(probabilities)
 
 
+def test_equal_arms_do_not_take_turns():
+    nearly = {"a": 0.30, "b": 0.40, "c": 0.30}
+    p = concentrated(nearly, UNLIMITED, 4, exploration=0.1, incumbent="a")
+    assert p["a"] == pytest.approx(0.9)
+    assert concentrated(nearly, UNLIMITED, 4, 0.1)["b"] == pytest.approx(0.9)
+    better = concentrated({"a": 0.2, "b": 0.8}, UNLIMITED, 4, 0.1, incumbent="a")
+    assert better["b"] == pytest.approx(0.9)
+
+
 @given(
     st.lists(st.floats(0.001, 1.0), min_size=1, max_size=8),
     st.integers(1, 12),

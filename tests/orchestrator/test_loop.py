@@ -140,20 +140,20 @@ def test_an_arm_that_wins_in_the_twin_and_loses_live_is_demoted_within_three_win
     def slow_where_the_fraud_serves(outcome: Outcome) -> Outcome:
         cells = [c for a in allocations for c in a.cells]
         by_fraud = np.array([c >= 0 and cells[c].arm_id == fraud.id for c in outcome.cell], bool)
-        late_s = np.where(by_fraud & (outcome.arrival_s > 40.0), 2.0, 0.0)
+        late_s = np.where(by_fraud & (outcome.arrival_s > 60.0), 2.0, 0.0)
         return outcome._replace(
             first_token_s=outcome.first_token_s + late_s, finished_s=outcome.finished_s + late_s
         )
 
-    trace = poisson(2, 26, 80, 1200, 150)
+    trace = poisson(2, 26, 100, 1200, 150)
     drive = Drive(registry(*arms), trace, meddle=slow_where_the_fraud_serves)
     allocations = drive.allocations
+    drive.run(12)
+    assert np.mean(drive.share(fraud.id)[6:]) > 0.7
     drive.run(8)
-    assert np.mean(drive.share(fraud.id)[3:]) > 0.7
-    drive.run(8)
-    # Window 8 is the first to show it; it settles after window 9, three windows must be enough.
-    assert max(drive.share(fraud.id)[13:]) <= 0.5
-    assert np.mean(drive.share(fraud.id)[13:]) < 0.3
+    # Window 12 is the first to show it and settles after window 13: three windows are enough.
+    assert max(drive.share(fraud.id)[17:]) <= 0.5
+    assert np.mean(drive.share(fraud.id)[17:]) < 0.3
 
 
 def test_an_arm_that_sheds_everything_is_taken_out_after_its_first_window():
