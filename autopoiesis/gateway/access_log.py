@@ -52,14 +52,13 @@ class Ending:
 def read_entry(entry: Message) -> Ending | None:
     """Read an entry; None if it is not about a request on which the picker decides."""
     common, response = entry.common_properties, entry.response
-    if common.route_name != INFERENCE_ROUTE:
-        return None
     namespaces = common.metadata.filter_metadata
     decision = namespaces[DECISION_NAMESPACE].fields if DECISION_NAMESPACE in namespaces else None
+    if common.route_name != INFERENCE_ROUTE and decision is None:
+        return None
     usage = namespaces[USAGE_NAMESPACE].fields if USAGE_NAMESPACE in namespaces else None
     status, http_status = _status(response.response_code.value, common.response_flags)
-    last = common.time_to_last_upstream_rx_byte or common.duration
-    ended_s = _seconds(last) or _seconds(common.duration)
+    ended_s = _seconds(common.time_to_last_upstream_rx_byte) or _seconds(common.duration)
     socket = common.upstream_remote_address.socket_address
     return Ending(
         key=decision["key"].string_value if decision else "",

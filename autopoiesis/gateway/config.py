@@ -192,13 +192,14 @@ def _routes(settings: DataPlaneSettings) -> Config:
             *({"path": p, **is_post} for p in PASSED_POST),
         )
     ]
+    unknown = _refusing({"prefix": "/"}, HTTPStatus.NOT_FOUND)
     return {
         "name": "routes",
         "virtual_hosts": [
             {
                 "name": "gateway",
                 "domains": ["*"],
-                "routes": [_too_large(settings), *counted, other, *passed],
+                "routes": [_too_large(settings), *counted, other, *passed, unknown],
                 "retry_policy": _retries(settings),
                 "response_headers_to_add": [
                     _header(ARM_HEADER, f"%DYNAMIC_METADATA({DECISION_NAMESPACE}:arm)%"),
@@ -212,9 +213,15 @@ def _routes(settings: DataPlaneSettings) -> Config:
 def _too_large(settings: DataPlaneSettings) -> Config:
     """Refuse by its length a body that is not worth receiving."""
     length = {"start": settings.max_body_bytes + 1, "end": 1 << 62}
+    match: Config = {"prefix": "/", "headers": [{"name": "content-length", "range_match": length}]}
+    return _refusing(match, HTTPStatus.REQUEST_ENTITY_TOO_LARGE)
+
+
+def _refusing(match: Config, status: HTTPStatus) -> Config:
+    """Answer without any replica, and without the picker, which would wait for the end of it."""
     return {
-        "match": {"prefix": "/", "headers": [{"name": "content-length", "range_match": length}]},
-        "direct_response": {"status": int(HTTPStatus.REQUEST_ENTITY_TOO_LARGE)},
+        "match": match,
+        "direct_response": {"status": int(status)},
         "typed_per_filter_config": dict.fromkeys((EXT_PROC, BODY_LIMIT), _OFF),
     }
 

@@ -16,6 +16,8 @@ from autopoiesis.gateway.files import write_atomically
 from autopoiesis.gateway.settings import DataPlaneSettings, RunDir
 
 DRAIN_POLL_S = 0.1
+LOG_FLUSH_S = 0.2
+"""Wait after the last request until the access log has told the picker of it."""
 
 
 class EnvoyError(RuntimeError):
@@ -119,6 +121,7 @@ async def drain(run_dir: Path, limit_s: float) -> bool:
         async with asyncio.timeout(limit_s):
             while any((await statistics(run_dir, "^http.gateway.downstream_rq_active$")).values()):
                 await asyncio.sleep(DRAIN_POLL_S)
+        await asyncio.sleep(LOG_FLUSH_S)
     except TimeoutError:
         return False
     except (aiohttp.ClientError, OSError):

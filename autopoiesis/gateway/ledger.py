@@ -1,7 +1,7 @@
 """The requests in flight, and the records that they end in."""
 
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from autopoiesis.arms.prefix import CHARS_PER_TOKEN
 from autopoiesis.gateway.access_log import Ending
@@ -91,10 +91,23 @@ class Ledger:
                 self._was_passed_over(ending.request_id)
             self._on_record(self._record_of_stranger(ending))
 
-    def abandon_all(self) -> None:
-        """Envoy is gone, and every request in flight with it."""
-        for flight in self.flights():
+    def abandon(self, flights: Iterable[Flight]) -> int:
+        """Record as aborted those that are still open, Envoy being gone; return how many."""
+        still_open = [flight for flight in flights if flight.key in self._flights]
+        for flight in still_open:
             self._forget(flight)
+        return len(still_open)
+
+    def reconcile(self, replica: str, before_s: float) -> int:
+        """Take out of the account what was sent to a replica before then: it has nothing left to do."""
+        lost = [
+            flight
+            for flight in self._flights.values()
+            if flight.dispatched_s < before_s and self._state.name_of(flight.replica) == replica
+        ]
+        for flight in lost:
+            self.retract(flight)
+        return len(lost)
 
     def sweep(self) -> None:
         """Forget requests whose end was never told."""

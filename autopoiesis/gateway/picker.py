@@ -30,6 +30,7 @@ from autopoiesis.gateway.access_log import read_entry
 from autopoiesis.gateway.endpoint_picker import EndpointPicker
 from autopoiesis.gateway.endpoints import write_endpoints
 from autopoiesis.gateway.files import read_or_create_secret, write_atomically
+from autopoiesis.gateway.flight import Flight
 from autopoiesis.gateway.ledger import Ledger
 from autopoiesis.gateway.link import Allocate, LinkError, LinkServer, Outbox, decode_line
 from autopoiesis.gateway.protocol import Message, Stream
@@ -46,6 +47,10 @@ BASELINE = "least-requests"
 """Name of the human arm that serves until there is an allocation, and where no other arm can."""
 FLEET_POLL_S = 1.0
 SWEEP_S = 60.0
+GRACE_S = 1.0
+"""Wait for what is left of an access log whose stream has ended."""
+IDLE_S = 10.0
+"""A replica that reports nothing to do has done what it was sent this long before."""
 RESTART_S = 1.0
 """Wait before work that failed begins anew."""
 LARGEST_MESSAGE = DataPlaneSettings().max_body_bytes + (1 << 20)
@@ -192,6 +197,8 @@ class Picker:
         )
         if health.scrape:
             self.state.report(name, running, waiting, kv_usage)
+            if scrape.running == scrape.waiting == 0.0:
+                self._reconcile(name)
         if scrape.kv_blocks and scrape.block_size:
             self.state.set_kv_tokens(name, scrape.kv_blocks * scrape.block_size)
         self.outbox.add_sample(
@@ -210,6 +217,10 @@ class Picker:
             )
         )
 
+    def _reconcile(self, name: str) -> None:
+        if lost := self.ledger.reconcile(name, time.monotonic() - IDLE_S):
+            self.fault("", f"the end of {lost} requests to {name} was never told")
+
     # --- what Envoy says ----------------------------------------------------------------------
 
     async def _access_log(self, _: object, stream: Stream) -> None:
@@ -221,7 +232,9 @@ class Picker:
                 self.service.release()
         finally:
             self._log_streams -= 1
-            asyncio.get_running_loop().call_later(1.0, self._envoy_gone)
+            if not self._log_streams:  # whoever told the end of these requests is gone
+                orphans = self.ledger.flights()
+                asyncio.get_running_loop().call_later(GRACE_S, self._envoy_gone, orphans)
 
     def _ended(self, entry: Message) -> None:
         try:
@@ -231,11 +244,9 @@ class Picker:
             log.exception("An access-log entry could not be read")
             self.fault("", "an access-log entry could not be read")
 
-    def _envoy_gone(self) -> None:
-        """Without an access log nobody will tell the end of what is in flight."""
-        if not self._log_streams and len(self.ledger):
-            self.fault("", f"Envoy went away with {len(self.ledger)} requests in flight")
-            self.ledger.abandon_all()
+    def _envoy_gone(self, orphans: list[Flight]) -> None:
+        if count := self.ledger.abandon(orphans):
+            self.fault("", f"Envoy went away with {count} requests in flight")
 
     # --- housekeeping -------------------------------------------------------------------------
 

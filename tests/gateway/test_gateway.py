@@ -362,3 +362,11 @@ def test_a_stream_that_breaks_has_failed_and_one_that_is_left_is_aborted(stack: 
     assert (broken.status, broken.http_status) == (Status.FAILED, 200)
     assert gone.status is Status.ABORTED
     assert gone.ttft_s is not None
+
+
+def test_what_no_route_takes_is_none_of_the_pickers_business(stack: Stack):
+    for _ in range(6):
+        assert stack.post({}, "/elsewhere").status == 404
+    for name in ("r0", "r1", "r2"):  # a replica that seemed busy for ever would take nothing
+        with serving(stack, ONE_AT_A_TIME, name):
+            assert stack.post(chat()).headers["x-served-by"] == name

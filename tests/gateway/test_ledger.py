@@ -124,6 +124,20 @@ def test_the_end_of_envoy_ends_everything(
 ):
     for number in range(3):
         send(number)
-    ledger.abandon_all()
+    flights = ledger.flights()
+    send(3)
+    assert ledger.abandon(flights) == 3
+    assert ledger.abandon(flights) == 0
+    ledger.close(replace(ENDING, key="3"))
     assert (state.in_flight("r0"), len(ledger)) == (0, 0)
-    assert [r.status for r in records] == [Status.ABORTED] * 3
+    assert [r.status for r in records] == [*[Status.ABORTED] * 3, Status.COMPLETED]
+
+
+def test_a_replica_with_nothing_to_do_has_done_what_it_was_sent(
+    send: Callable[..., Flight], state: GatewayState, ledger: Ledger
+):
+    old = send(0)
+    assert ledger.reconcile("r0", old.dispatched_s) == 0
+    assert ledger.reconcile("elsewhere", old.dispatched_s + 1.0) == 0
+    assert ledger.reconcile("r0", old.dispatched_s + 1.0) == 1
+    assert (state.in_flight("r0"), len(ledger)) == (0, 0)
