@@ -1,18 +1,20 @@
 """A settled window once more, in the twin: under every arm, on the whole fleet, with paired seeds.
 
-The windows before it are the warm-up. A second rehearsal under more load tells which arm would hold
+The windows before it are the warm-up, which begins with the backlog that there really was: requests
+that had arrived and not finished. A second rehearsal under more load tells which arm would hold
 if the load rose; it decides where arms are equal, as they are while load is low.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 
 from autopoiesis.arms.allocation import SHARDS
 from autopoiesis.arms.machine import Program
 from autopoiesis.arms.objective import Objective
-from autopoiesis.orchestrator.observation import Observation
+from autopoiesis.orchestrator.observation import Observation, rows_of, unfinished
 from autopoiesis.orchestrator.reward import Judged, judge
 from autopoiesis.twin.simulation import ReplicaSpec, SimCell, Simulation
 from autopoiesis.twin.trace import Trace
@@ -25,7 +27,7 @@ STRESS_WEIGHT = 0.1
 """Weight of its differences between arms."""
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, eq=False)
 class Rehearsal:
     """What there is to replay of one window."""
 
@@ -44,14 +46,30 @@ class Rehearsal:
 
     def requests(self) -> int:
         """Return how many requests one replay takes; 0 if the window has none or no replica."""
-        at = [self.started_s, self.ended_s, self.warm_s, self.seen.ended_s]
-        start, end, first, last = np.searchsorted(self.seen.trace.arrival_s, at).tolist()
-        return last - first if start < end and self.seen.replicas else 0
+        counted = np.searchsorted(self.seen.trace.arrival_s, [self.started_s, self.ended_s])
+        return len(self._replayed) if counted[0] < counted[1] and self.seen.replicas else 0
+
+    @cached_property
+    def _replayed(self) -> Trace:
+        """What is replayed: the backlog at the start of the warm-up, then what arrived since."""
+        outcome, warm_s = self.seen.outcome, self.warm_s
+        rows = np.flatnonzero(unfinished(outcome, warm_s) & (outcome.arrival_s < self.seen.ended_s))
+        trace, outcome = rows_of(self.seen.trace, rows), outcome.select(rows)
+        # What was already generated is not generated again; the prompt is recomputed.
+        generating = outcome.first_token_s < warm_s
+        took_s = np.maximum(outcome.finished_s - outcome.first_token_s, 1e-9)
+        left = np.where(generating, (outcome.finished_s - warm_s) / took_s, 1.0)
+        tokens = np.rint(trace.output_tokens * np.nan_to_num(left, nan=1.0))
+        return replace(
+            trace,
+            arrival_s=np.maximum(trace.arrival_s, warm_s),
+            output_tokens=np.maximum(tokens, 1).astype(np.int64),
+        )
 
     def under(self, programs: Mapping[str, Program], speed: float = 1.0) -> dict[str, Judged]:
         """Return the window's requests as each arm serves them, with `speed` times the load."""
         return replay_window(
-            self.seen.trace,
+            self._replayed,
             self.seen.replicas,
             programs,
             self.objective,

@@ -13,7 +13,7 @@ from autopoiesis.arms.arm import Arm, Origin, State
 from autopoiesis.arms.objective import Objective
 from autopoiesis.arms.registry import Registry
 from autopoiesis.orchestrator.loop import KEEP_WINDOWS, LoopSettings, Settled, WindowLoop
-from autopoiesis.orchestrator.observation import Observation
+from autopoiesis.orchestrator.observation import Observation, rows_of, unfinished
 from autopoiesis.orchestrator.reward import met, percentile, utilities
 from autopoiesis.orchestrator.triggers import Trigger
 from autopoiesis.twin.outcome import Outcome, Status
@@ -220,19 +220,19 @@ def sim_cells(
 def observe(
     simulation: Simulation, window: int, window_s: float, replicas: tuple[ReplicaSpec, ...]
 ) -> Observation:
-    """Show the loop what has arrived in the last windows, and what has come of it."""
+    """Show the loop what arrived in the last windows or was unfinished then, and what came of it."""
     ended_s = (window + 1) * window_s
-    arrival_s = simulation.trace.arrival_s
-    first, last = np.searchsorted(arrival_s, [ended_s - KEEP_WINDOWS * window_s, ended_s])
-    rows = slice(int(first), int(last))
-    from_s = float(arrival_s[first]) if first < last else ended_s
-    trace = simulation.trace.slice(from_s, ended_s)
+    arrival_s, outcome = simulation.trace.arrival_s, simulation.outcome()
+    last = int(np.searchsorted(arrival_s, ended_s))
+    rows = np.flatnonzero(
+        unfinished(outcome.select(slice(0, last)), ended_s - KEEP_WINDOWS * window_s)
+    )
     return Observation(
         window=window,
         started_s=ended_s - window_s,
         ended_s=ended_s,
-        trace=replace(trace, arrival_s=arrival_s[rows]),
-        outcome=simulation.outcome().select(rows),
+        trace=rows_of(simulation.trace, rows),
+        outcome=outcome.select(rows),
         replicas=replicas,
     )
 

@@ -72,12 +72,12 @@ class Triggers:
         self._drifted += [name for name in drifted if name not in self._drifted]
         if not self.ready(at_s):
             return None
-        if self._regretted >= s.windows:
+        if regret_low is not None and self._regretted >= s.windows:
             why = f"regret above {s.regret:g} for {self._regretted} windows (at least {regret_low:.3f})"
             return self._fire("regret", window, at_s, why)
         if self._drifted:
             return self._fire("drift", window, at_s, f"drift of {', '.join(self._drifted)}")
-        if self._below >= s.windows:
+        if best is not None and self._below >= s.windows:
             why = f"best arm below {s.target:g} for {self._below} windows (now {best:.3f})"
             return self._fire("target", window, at_s, why)
         return None
