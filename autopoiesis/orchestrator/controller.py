@@ -23,11 +23,11 @@ from autopoiesis.gateway.link import Batch, PickerLink
 from autopoiesis.gateway.settings import RunDir
 from autopoiesis.orchestrator.control import control_app
 from autopoiesis.orchestrator.growth import RACE_WORTH, brief_of, take_in
-from autopoiesis.orchestrator.loop import KEEP_WINDOWS, LoopSettings, Settled, WindowLoop
+from autopoiesis.orchestrator.loop import KEEP_WINDOWS, Settled, WindowLoop
 from autopoiesis.orchestrator.observation import Observation, observed
 from autopoiesis.orchestrator.settings import Settings
 from autopoiesis.orchestrator.status import Status
-from autopoiesis.orchestrator.triggers import Trigger, TriggerSettings
+from autopoiesis.orchestrator.triggers import Trigger
 from autopoiesis.replicas.fleet import Member, read_fleet
 from autopoiesis.synthesis.brief import Brief
 from autopoiesis.synthesis.launch import run_worker
@@ -71,11 +71,7 @@ class Controller:
 
     def _resumed_loop(self) -> WindowLoop:
         settings = self._settings
-        loop_settings = LoopSettings(
-            cell_replicas=settings.cell_replicas,
-            triggers=TriggerSettings(cooldown_s=settings.synthesis_cooldown_s),
-        )
-        arguments = (self.registry, settings.objective, settings.seed, loop_settings)
+        arguments = (self.registry, settings.objective, settings.seed, settings.loop)
         try:
             return WindowLoop(*arguments, self._store.load_state())
         except (TelemetryError, ValueError, KeyError) as error:

@@ -36,7 +36,7 @@ REFRESH_S = 0.5
 
 def built_in_trace(for_s: float) -> Trace:
     """Return code completion that turns into long conversations with shared prefixes half-way."""
-    code = read_trace(_sample("azure2023_code_a.parquet")).slice(1200.0, 2390.0).speed(6.0)
+    code = read_trace(_sample("azure2023_code_a.parquet")).slice(1725.0, 2390.0).speed(6.0)
     talk = read_trace(_sample("mooncake_conversation_a.parquet")).speed(1.2)
     half = for_s / 2
     return splice((code.slice(0.0, half), talk.slice(60.0, 60.0 + half)), "demo")
@@ -51,7 +51,8 @@ def run_demo(
         "profile": FLEET,
         "window_s": WINDOW_S,
         "synthesis_budget_s": 12.0,
-        "synthesis_cooldown_s": 15.0,
+        "synthesis_cooldown_s": 10.0,
+        "target_utility": 0.99,
     }
     asked = settings.model_copy(
         update={k: v for k, v in changes.items() if k not in settings.model_fields_set}

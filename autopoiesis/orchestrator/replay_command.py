@@ -12,10 +12,8 @@ from autopoiesis.arms.files import read_arm
 from autopoiesis.arms.registry import Registry, RegistryError
 from autopoiesis.arms.seeds import seed_arms
 from autopoiesis.orchestrator.growth import RACE_WORTH, brief_of
-from autopoiesis.orchestrator.loop import LoopSettings
 from autopoiesis.orchestrator.replay import Newcomer, ReplayReport, Request, replay
 from autopoiesis.orchestrator.settings import Settings
-from autopoiesis.orchestrator.triggers import TriggerSettings
 from autopoiesis.synthesis.launch import run_worker_now
 from autopoiesis.synthesis.step import promoted_arms
 from autopoiesis.telemetry.store import Store
@@ -59,10 +57,7 @@ def replay_command(
             online=online,
             evolve=_evolve(settings) if evolve else None,
             window_s=settings.window_s,
-            settings=LoopSettings(
-                cell_replicas=settings.cell_replicas,
-                triggers=TriggerSettings(cooldown_s=settings.synthesis_cooldown_s),
-            ),
+            settings=settings.loop,
             progress=lambda what, done: bar.update(task, description=what, completed=done),
         )
 

@@ -10,6 +10,8 @@ import orjson
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from autopoiesis.arms.objective import Objective
+from autopoiesis.orchestrator.loop import LoopSettings
+from autopoiesis.orchestrator.triggers import TriggerSettings
 from autopoiesis.twin.latency import profiles
 
 ENVIRONMENT_PREFIX = "AUTOPOIESIS_"
@@ -43,6 +45,8 @@ class Settings(BaseModel):
     """Replicas in a cell, the unit to which an arm is assigned."""
     slo_ttft_s: float = Field(1.0, gt=0.0)
     slo_tpot_s: float = Field(0.1, gt=0.0)
+    target_utility: float = Field(0.95, gt=0.0, le=1.0)
+    """Where even the best arm stays below this, new arms are asked for."""
     synthesis_budget_s: float = Field(20.0, gt=0.0)
     """Longest time one synthesis cycle may take."""
     synthesis_cooldown_s: float = Field(60.0, ge=0.0)
@@ -77,6 +81,16 @@ class Settings(BaseModel):
     def objective(self) -> Objective:
         """The service-level objective."""
         return Objective(slo_ttft_s=self.slo_ttft_s, slo_tpot_s=self.slo_tpot_s)
+
+    @property
+    def loop(self) -> LoopSettings:
+        """How the window loop works."""
+        return LoopSettings(
+            cell_replicas=self.cell_replicas,
+            triggers=TriggerSettings(
+                target=self.target_utility, cooldown_s=self.synthesis_cooldown_s
+            ),
+        )
 
     @property
     def run_dir(self) -> Path:
