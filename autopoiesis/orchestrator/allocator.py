@@ -29,6 +29,8 @@ UNIFORM_LOAD = 0.1
 """Share of the load taken as uniform: a shard that was quiet may speak."""
 LEAD = 1.5
 """How many times likelier than the incumbent an arm must be to take the lead from it."""
+TRIAL_SHARE = 0.5
+"""Share of the windows in which the canary that has served least has a cell, until it can be judged."""
 CANARY_SHARE = 0.25
 """Most of the traffic that all canaries together get in the long run."""
 
@@ -64,10 +66,11 @@ class Limits:
 
 def members_of(replicas: Sequence[ReplicaSpec]) -> tuple[Member, ...]:
     """Return the replicas with their capacity: steps of a typical mixed batch per second."""
-    return tuple(Member(r.name, 1.0 / _typical_step_s(r)) for r in replicas)
+    return tuple(Member(r.name, 1.0 / typical_step_s(r)) for r in replicas)
 
 
-def _typical_step_s(replica: ReplicaSpec) -> float:
+def typical_step_s(replica: ReplicaSpec) -> float:
+    """Return how long a step with 32 decodes and 256 prompt tokens takes."""
     decodes, context, prefill = 32, 32 * 1024, 256
     sequences = decodes + 1
     return float(
@@ -190,6 +193,18 @@ def concentrated(
     result = challengers | {leader: leading}
     rest = 1.0 - sum(result.values())
     return result if fallback == leader else result | {fallback: rest}
+
+
+def with_trial(probabilities: Mapping[str, float], arm: str, cells: int) -> dict[str, float]:
+    """Give an arm that is on trial its cell in `TRIAL_SHARE` of the windows; the others give way.
+
+    Its race has paid for it, its limits bound what it can cost, and without traffic nobody would learn.
+    """
+    wanted = TRIAL_SHARE / cells
+    if probabilities[arm] >= wanted:
+        return dict(probabilities)
+    room = (1.0 - wanted) / (1.0 - probabilities[arm])
+    return {a: wanted if a == arm else p * room for a, p in probabilities.items()}
 
 
 def moved_shards(before: Allocation, after: Allocation) -> int:

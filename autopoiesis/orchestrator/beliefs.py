@@ -30,6 +30,9 @@ class Beliefs:
     def __init__(self, settings: BanditSettings) -> None:
         self.bandit = LinearThompson(FEATURES, settings)
         self.context: dict[str, float] | None = None
+        self.foresight: dict[str, float] = {}
+        """Advantages that the twin sees in the window that has just ended, before it settles."""
+        self.foresight_weight = 0.0
         self._level = LinearThompson(FEATURES, settings)
         self._level.add(LEVEL)
         self._scaler = Scaler()
@@ -76,8 +79,15 @@ class Beliefs:
         caps: Mapping[str, float] | None,
         sample: bool,
     ) -> dict[str, float]:
-        """Return each eligible arm's probability per cell in the present context."""
-        return self.bandit.probabilities(self.vector, rng, eligible, caps, sample)
+        """Return each eligible arm's probability per cell in the present context.
+
+        Foresight counts here as if it had been learned; when the window settles it is learned.
+        """
+        bandit = LinearThompson.from_arrays(self.bandit.to_arrays(), self.bandit.settings)
+        for arm, advantage in self.foresight.items():
+            if arm in bandit.arms:
+                bandit.update(arm, self.vector, advantage, self.foresight_weight, imputed=True)
+        return bandit.probabilities(self.vector, rng, eligible, caps, sample)
 
     def learn(
         self,
@@ -133,7 +143,8 @@ class Beliefs:
         parts = {"bandit": self.bandit, "level": self._level, "scaler": self._scaler}
         for part, owner in parts.items():
             arrays |= {f"{part}/{name}": array for name, array in owner.to_arrays().items()}
-        arrays["context"] = np.frombuffer(orjson.dumps(self.context), np.uint8).copy()
+        present = [self.context, self.foresight, self.foresight_weight]
+        arrays["present"] = np.frombuffer(orjson.dumps(present), np.uint8).copy()
         return arrays
 
     @classmethod
@@ -148,7 +159,8 @@ class Beliefs:
         beliefs.bandit = LinearThompson.from_arrays(_part(arrays, "bandit/"), settings)
         beliefs._level = LinearThompson.from_arrays(_part(arrays, "level/"), settings)
         beliefs._scaler = Scaler.from_arrays(_part(arrays, "scaler/"))
-        beliefs.context = orjson.loads(np.asarray(arrays["context"], np.uint8).tobytes())
+        present = orjson.loads(np.asarray(arrays["present"], np.uint8).tobytes())
+        beliefs.context, beliefs.foresight, beliefs.foresight_weight = present
         return beliefs
 
 

@@ -6,7 +6,7 @@ context of window w. Random numbers come from (seed, window), so that a loop res
 `state` decides as the one that was killed would have.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,6 +26,7 @@ from autopoiesis.orchestrator.allocator import (
     lay_out,
     members_of,
     moved_shards,
+    with_trial,
 )
 from autopoiesis.orchestrator.bandit import BanditSettings
 from autopoiesis.orchestrator.beliefs import Beliefs
@@ -34,6 +35,7 @@ from autopoiesis.orchestrator.feedback import Played, TwinCorrection, regret_of,
 from autopoiesis.orchestrator.lifecycle import Lifecycle, LifecycleSettings, Move
 from autopoiesis.orchestrator.observation import Observation
 from autopoiesis.orchestrator.rehearsal import WARMUP_WINDOWS, Rehearsal, affordable
+from autopoiesis.orchestrator.reputation import reputation
 from autopoiesis.orchestrator.reward import (
     Judged,
     cell_rows,
@@ -52,6 +54,10 @@ VERSION = 1
 """Of the saved state; another version starts afresh."""
 KEEP_WINDOWS = WARMUP_WINDOWS + 2
 """Windows of requests that an observation must reach back."""
+REHEARSALS = 4
+"""Replays per arm and window: when it has ended and when it settles, each also under stress."""
+REPUTATION_WEIGHT = 4.0
+"""Observations that an arm's reputation is worth until the first window has ended."""
 TRUSTED = 0.5
 """Trust in the twin from which on one cell is sampled too: every arm is informed every window."""
 EXPLORATION = (0.25, 0.05)
@@ -69,7 +75,7 @@ class LoopSettings:
     cell_replicas: int = 2
     twin: bool = True
     """Whether windows are replayed in the twin under every arm."""
-    replayed_requests: int = 60_000
+    replayed_requests: int = 100_000
     """Most requests that the twin simulates per window."""
     bandit: BanditSettings = field(default_factory=BanditSettings)
     lifecycle: LifecycleSettings = field(default_factory=LifecycleSettings)
@@ -137,6 +143,8 @@ class WindowLoop:
             self._end(now, seen)
         window = seen.window - 1
         ended = window in self._windows and self._windows[window].ended_s > 0.0
+        if now is not None:
+            self._foresee(now, seen)
         settled = self._settle(window, seen) if ended else None
         self._windows = {w: kept for w, kept in self._windows.items() if w >= window}
         return settled
@@ -198,8 +206,17 @@ class WindowLoop:
             if arm in predicted
         }
 
+    def _foresee(self, now: _Window, seen: Observation) -> None:
+        """Let the twin say at once what the window that has just ended means for each arm."""
+        twin, lean = self._rehearse(now, seen, now.allocation.arms())
+        own = self.correction.own
+        values = {a: u + own(a) for a, j in twin.items() if (u := j.mean_utility()) is not None}
+        mean = float(np.mean([*values.values()])) if values else 0.0
+        self.beliefs.foresight = {a: u - mean + lean.get(a, 0.0) for a, u in values.items()}
+        self.beliefs.foresight_weight = self.correction.weight
+
     def _rehearse(
-        self, kept: _Window, seen: Observation, played: Mapping[str, Played]
+        self, kept: _Window, seen: Observation, played: Collection[str]
     ) -> tuple[dict[str, Judged], dict[str, float]]:
         """Replay the window under as many arms as the budget allows, those that played first."""
         rehearsal = Rehearsal(seen, kept.started_s, kept.ended_s, self.objective, self.seed)
@@ -209,7 +226,7 @@ class WindowLoop:
         mean = self.beliefs.means()
         known = {*(a.id for a in self.registry.serving()), *played}
         order = sorted(known, key=lambda a: (a not in played, -mean.get(a, 0.0), a))
-        arms = affordable(order, 2 * requests, self.settings.replayed_requests)
+        arms = affordable(order, REHEARSALS * requests, self.settings.replayed_requests)
         programs = {arm: self.registry.program(arm) for arm in arms}
         return rehearsal.under(programs), rehearsal.lean(programs)
 
@@ -313,6 +330,10 @@ class WindowLoop:
         """
         self._meet_arms()
         layout = self._layout(replicas)
+        if self.settings.twin and self.beliefs.context is None and not self.beliefs.foresight:
+            programs = {a.id: self.registry.program(a.id) for a in self.registry.serving()}
+            self.beliefs.foresight = reputation(programs, replicas, self.objective, self.seed)
+            self.beliefs.foresight_weight = REPUTATION_WEIGHT
         limits = self.lifecycle.limits(self.registry.serving())
         rng = np.random.default_rng([self.seed, window])
         probabilities = self._probabilities(len(layout.groups), limits)
@@ -343,7 +364,11 @@ class WindowLoop:
         exploration = without + (trusted - without) * self._trust
         last = self._last_allocation()
         incumbent = max(last.arms(), key=last.share) if last else None
-        return concentrated(self._drawn(cells, limits), limits, cells, exploration, incumbent)
+        drawn = self._drawn(cells, limits)
+        trial = self.lifecycle.on_trial(self.registry.serving()) if cells > 1 else None
+        if trial is not None:
+            drawn = with_trial(drawn, trial, cells)
+        return concentrated(drawn, limits, cells, exploration, incumbent)
 
     def _drawn(self, cells: int, limits: Limits | None) -> dict[str, float]:
         return self.beliefs.probabilities(
