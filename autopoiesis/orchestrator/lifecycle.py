@@ -95,6 +95,14 @@ class Lifecycle:
             ),
         )
 
+    def on_trial(self, arms: Sequence[Arm]) -> str | None:
+        """Return the canary that has served least, while it has not served long enough to be judged."""
+        windows = {
+            a.id: self._tests.get(a.id, HarmTest()).windows for a in arms if a.state is State.CANARY
+        }
+        least = min(windows, key=lambda a: windows[a], default=None)
+        return least if least and windows[least] < self.settings.canary_windows else None
+
     def guard(self, arms: Sequence[Arm], rows: Sequence[CellRow]) -> list[Move]:
         """Return the arms to take out at once, by counters of a window that has just ended."""
         human = {a.id for a in arms if a.origin is Origin.HUMAN}
