@@ -57,8 +57,14 @@ class Gateway:
         parent = psutil.Process(self.process.pid)
         return [parent, *parent.children(recursive=True)]
 
-    def child(self, word):
-        return next(p for p in self.processes() if any(word in part for part in p.cmdline()))
+    def running(self, word):
+        """Return the running processes that have a word in their command line."""
+        found = []
+        for process in self.processes():
+            with suppress(psutil.Error):  # it may end while we look
+                if any(word in part for part in process.cmdline()):
+                    found.append(process)
+        return found
 
     def status(self):
         with urllib.request.urlopen(

@@ -138,33 +138,30 @@ def test_killed_picker_loses_no_request(gateway, client):
     for thread in threads:
         thread.start()
     time.sleep(0.5)
-    picker = gateway.child("gateway.picker")
+    (picker,) = gateway.running("gateway.picker")
     picker.kill()
     killed = time.monotonic()
-    wait_until(lambda: gateway_has_new_picker(gateway, picker.pid), 60)
-    time.sleep(1.0)
-    done.set()
-    for thread in threads:
-        thread.join()
+    try:
+        wait_until(lambda: has_new_picker(gateway, picker.pid), 60)
+        time.sleep(1.0)
+    finally:
+        done.set()
+        for thread in threads:
+            thread.join()
 
     assert [] == failures
     assert len([t for t in answered if t > killed]) > 10
 
 
-def gateway_has_new_picker(gateway, old_pid):
-    pickers = [
-        p for p in gateway.processes() if any("gateway.picker" in part for part in p.cmdline())
-    ]
-    return (
-        any(p.pid != old_pid for p in pickers)
-        and (gateway.folder / ".autopoiesis/run/picker.sock").exists()
-    )
+def has_new_picker(gateway, old_pid):
+    others = [p for p in gateway.running("gateway.picker") if p.pid != old_pid]
+    return others and (gateway.folder / ".autopoiesis/run/picker.sock").exists()
 
 
 def test_killed_controller_comes_back_and_goes_on_counting_windows(gateway):
     wait_until(lambda: gateway.status()["windows"], 30)
     before = gateway.status()["window"]
-    gateway.child("orchestrator.controller").kill()
+    gateway.running("orchestrator.controller")[0].kill()
     wait_until(lambda: came_back(gateway, before), 90)
 
     assert gateway.status()["window"] > before
