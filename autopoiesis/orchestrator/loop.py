@@ -350,9 +350,9 @@ class WindowLoop:
         return allocation
 
     def _layout(self, replicas: Sequence[ReplicaSpec]) -> Layout:
-        # Before the shards' loads are known a cell could get nearly all of the traffic.
-        cell_replicas = self.settings.cell_replicas if self._load.any() else len(replicas)
-        return lay_out(members_of(replicas), self._last_allocation(), self._load, cell_replicas)
+        return lay_out(
+            members_of(replicas), self._last_allocation(), self._load, self.settings.cell_replicas
+        )
 
     def _last_allocation(self) -> Allocation | None:
         last = self._windows.get(max(self._windows, default=-1))
