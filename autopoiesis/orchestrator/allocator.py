@@ -23,10 +23,10 @@ MOST_CELLS = 16
 """However large the fleet: each cell needs some shards."""
 MOST_UNEVEN = 0.3
 """Furthest that a cell's load may be from its share of the capacity; else the fleet stays whole."""
-UNEVEN = 0.1
+UNEVEN = 0.15
 """Shards stay where they are while no cell is further off than this."""
-UNIFORM_LOAD = 0.1
-"""Share of the load taken as uniform: a shard that was quiet may speak."""
+UNIFORM_REQUESTS = 256.0
+"""Requests, spread evenly over the shards, that are added to those seen: few say little."""
 LEAD = 1.5
 """How many times likelier than the incumbent an arm must be to take the lead from it."""
 TRIAL_SHARE = 0.5
@@ -110,7 +110,7 @@ def lay_out(
     load: Floats | None = None,
     cell_replicas: int = 2,
 ) -> Layout:
-    """Cut the fleet into cells. `load`, (SHARDS,), is each shard's share of the traffic.
+    """Cut the fleet into cells. `load`, (SHARDS,), is each shard's recent traffic in usual requests.
 
     Raises:
         ValueError: there is no replica, or a name or a capacity is bad.
@@ -120,9 +120,8 @@ def lay_out(
     capacity = {m.name: m.capacity for m in members}
     if len(capacity) < len(members) or min(capacity.values()) <= 0.0:
         raise ValueError("replicas need distinct names and capacities above 0")
-    weights = np.full(SHARDS, 1.0 / SHARDS)
-    if load is not None and load.sum() > 0.0:
-        weights = UNIFORM_LOAD * weights + (1.0 - UNIFORM_LOAD) * load / load.sum()
+    weights = np.full(SHARDS, UNIFORM_REQUESTS / SHARDS) + (0.0 if load is None else load)
+    weights /= weights.sum()
     for cells in dict.fromkeys((cells_of(len(members), cell_replicas), 1)):
         groups = _groups(capacity, cells, previous)
         sizes = np.array([sum(capacity[r] for r in group) for group in groups])

@@ -62,8 +62,8 @@ TRUSTED = 0.5
 """Trust in the twin from which on one cell is sampled too: every arm is informed every window."""
 EXPLORATION = (0.25, 0.05)
 """Most of the cells that go to challengers, with no and with full trust in the twin."""
-LOAD_RATE = 0.2
-"""How fast the shards' shares of the load follow; shards move when they change."""
+LOAD_KEEP = 0.8
+"""What is left of a shard's load after a window; shards move when their loads change."""
 TEMPER = 0.5
 """Share of what is believed that outlives a drift of rewards or of the twin's error."""
 
@@ -157,7 +157,7 @@ class WindowLoop:
         self._move(self.lifecycle.guard(self.registry.serving(), rows), seen)
         now.context = describe(latest, seen.replicas)
         self.beliefs.enter(now.context)
-        self._load += LOAD_RATE * (shard_load(latest) - self._load)
+        self._load = LOAD_KEEP * self._load + shard_load(latest)
 
     def _settle(self, window: int, seen: Observation) -> Settled:
         kept = self._windows[window]

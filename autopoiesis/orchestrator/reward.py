@@ -232,7 +232,8 @@ def utility_by_arm(rows: Collection[CellRow]) -> dict[str, tuple[float, int]]:
 
 
 def shard_load(judged: Judged) -> Floats:
-    """Return each shard's share of the window's tokens, (SHARDS,)."""
+    """Return each shard's tokens in the window, in mean requests of the window, (SHARDS,)."""
     o = judged.outcome
-    tokens = np.bincount(o.shard, weights=o.input_tokens + o.output_tokens, minlength=SHARDS)
-    return tokens / max(float(tokens.sum()), 1.0)
+    weights = (o.input_tokens + o.output_tokens).astype(np.float64)
+    tokens = np.bincount(o.shard, weights=weights, minlength=SHARDS).astype(np.float64)
+    return tokens / max(float(weights.mean()) if len(weights) else 0.0, 1.0)

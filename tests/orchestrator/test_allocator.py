@@ -66,8 +66,8 @@ def check_whole(allocation: Allocation, members: list[Member]) -> None:
 
 loads = st.one_of(
     st.none(),
-    st.lists(st.floats(0, 1), min_size=SHARDS, max_size=SHARDS).map(np.array),
-    st.integers(0, SHARDS - 1).map(lambda i: np.eye(SHARDS)[i]),
+    st.lists(st.floats(0, 100), min_size=SHARDS, max_size=SHARDS).map(np.array),
+    st.integers(0, SHARDS - 1).map(lambda i: 1000.0 * np.eye(SHARDS)[i]),
 )
 
 
@@ -110,7 +110,7 @@ def test_shards_are_in_proportion_to_capacity(rounds):
 
 def test_uneven_shards_are_spread_by_their_load():
     load = np.zeros(SHARDS)
-    load[:8] = [30, 25, 20, 15, 15, 12, 10, 8]
+    load[:8] = [3000, 2500, 2000, 1500, 1500, 1200, 1000, 800]
     cells = drawn(fleet(8), {"a": 1.0}, load=load).cells
     shares = np.array([load[list(c.shards)].sum() for c in cells]) / load.sum()
     assert len(cells) == 4
@@ -118,7 +118,7 @@ def test_uneven_shards_are_spread_by_their_load():
 
 
 def test_a_fleet_whose_traffic_is_one_shard_stays_whole():
-    allocation = drawn(fleet(8), {"a": 1.0}, load=np.eye(SHARDS)[5])
+    allocation = drawn(fleet(8), {"a": 1.0}, load=200.0 * np.eye(SHARDS)[5])
     assert len(allocation.cells) == 1
     again = drawn(fleet(8), {"a": 1.0}, allocation)
     assert len(again.cells) == 4

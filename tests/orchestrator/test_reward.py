@@ -146,7 +146,7 @@ def test_rows_of_cells_and_window_add_up():
     assert row.goodput_rps == pytest.approx(1.0)
     assert row.drift == "twin,reward"
     assert (row.regret, row.regret_low, row.regret_high) == (0.1, 0.0, 0.2)
-    assert shard_load(judged).sum() == pytest.approx(1.0)
+    assert shard_load(judged).sum() == pytest.approx(13.0)
 
 
 def test_an_empty_window_has_rows_without_values():
