@@ -68,6 +68,8 @@ class Controller:
         self._events: list[EventRow] = []
         self._health: dict[str, bool] = {}
         self._growing: asyncio.Task[None] | None = None
+        self._deciding = asyncio.Lock()
+        """Held while the loop decides in its thread: arms do not change under it."""
 
     def _resumed_loop(self) -> WindowLoop:
         settings = self._settings
@@ -124,7 +126,8 @@ class Controller:
         window = self._window
         trace, outcome = observed(list(self._records), self._open, [m.name for m in self._members])
         seen = Observation(window, started_s, ended_s, trace, outcome, self._specs())
-        settled = await asyncio.to_thread(self._loop.settle, seen)
+        async with self._deciding:
+            settled = await asyncio.to_thread(self._loop.settle, seen)
         self._window += 1
         self._allocate(ended_s, settled)
         self._forget(ended_s)
@@ -217,9 +220,10 @@ class Controller:
             row = await run_worker(brief)
             self._store.write_synthesis(row)
             self._say(time.time(), "synthesis", row.synthesizer, row.error or row.conclusion)
-            for arm, gain in take_in(row, self.registry, time.time()):
-                self._loop.welcome(arm.id, row.beaten or None, gain, RACE_WORTH)
-                self._say(time.time(), "arm", arm.name, f"{State.CANARY}: {arm.reason}")
+            async with self._deciding:
+                for arm, gain in take_in(row, self.registry, time.time()):
+                    self._loop.welcome(arm.id, row.beaten or None, gain, RACE_WORTH)
+                    self._say(time.time(), "arm", arm.name, f"{State.CANARY}: {arm.reason}")
         except TelemetryError as error:
             log.error("%s", error)
         finally:
