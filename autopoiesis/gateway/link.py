@@ -333,11 +333,6 @@ class PickerLink:
         """Wait for the next batch."""
         return await self._batches.get()
 
-    @property
-    def connected(self) -> bool:
-        """Tell whether the picker is there."""
-        return self._writer is not None
-
     def allocate(
         self, allocation: Allocation, arms: Mapping[str, str], objective: Objective
     ) -> None:

@@ -59,8 +59,13 @@ def brief_of(
         return None
 
 
+def promoted_with_gain(row: SynthesisRow, now_s: float) -> list[tuple[Arm, float]]:
+    """Return the promoted policies as arms, each with its gain over the arm `row.beaten`."""
+    gains = {candidate.arm_id: candidate.gain or 0.0 for candidate in row.candidates}
+    return [(arm, gains[arm.id]) for arm in promoted_arms(row, now_s)]
+
+
 def take_in(row: SynthesisRow, registry: Registry, now_s: float) -> list[tuple[Arm, float]]:
     """Enter the promoted policies as canaries; return each with its gain over the arm `row.beaten`."""
-    gains = {candidate.arm_id: candidate.gain or 0.0 for candidate in row.candidates}
-    promoted = [registry.add(arm) for arm in promoted_arms(row, now_s)]
-    return [(registry.move(arm.id, State.CANARY, arm.reason), gains[arm.id]) for arm in promoted]
+    promoted = [(registry.add(arm), gain) for arm, gain in promoted_with_gain(row, now_s)]
+    return [(registry.move(arm.id, State.CANARY, arm.reason), gain) for arm, gain in promoted]

@@ -66,15 +66,6 @@ def rows_of(trace: Trace, rows: NDArray[np.intp]) -> Trace:
     )
 
 
-def outcome_from_records(
-    records: Sequence[RequestRecord],
-    unfinished: Sequence[OpenRequest] = (),
-    replicas: Sequence[str] = (),
-) -> Outcome:
-    """Return the requests as columns, in order of arrival; those that are nobody's are left out."""
-    return observed(records, unfinished, replicas)[1]
-
-
 def observed(
     records: Sequence[RequestRecord],
     unfinished: Sequence[OpenRequest] = (),

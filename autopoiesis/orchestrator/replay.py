@@ -12,6 +12,7 @@ from autopoiesis.arms.allocation import Allocation
 from autopoiesis.arms.arm import Arm, Origin, State
 from autopoiesis.arms.objective import Objective
 from autopoiesis.arms.registry import Registry
+from autopoiesis.orchestrator.growth import RACE_WORTH
 from autopoiesis.orchestrator.loop import KEEP_WINDOWS, LoopSettings, Settled, WindowLoop
 from autopoiesis.orchestrator.observation import Observation, rows_of, unfinished
 from autopoiesis.orchestrator.reward import met, percentile, utilities
@@ -48,7 +49,7 @@ class Newcomer:
     arm: Arm
     like: str | None = None
     gain: float = 0.0
-    pseudo_count: float = 10.0
+    pseudo_count: float = RACE_WORTH
 
 
 Evolve = Callable[[Request], Sequence[Newcomer]]

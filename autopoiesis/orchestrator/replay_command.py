@@ -11,11 +11,10 @@ from autopoiesis.arms.arm import Arm
 from autopoiesis.arms.files import read_arm
 from autopoiesis.arms.registry import Registry, RegistryError
 from autopoiesis.arms.seeds import seed_arms
-from autopoiesis.orchestrator.growth import RACE_WORTH, brief_of
+from autopoiesis.orchestrator.growth import brief_of, promoted_with_gain
 from autopoiesis.orchestrator.replay import Newcomer, ReplayReport, Request, replay
 from autopoiesis.orchestrator.settings import Settings
 from autopoiesis.synthesis.launch import run_worker_now
-from autopoiesis.synthesis.step import promoted_arms
 from autopoiesis.telemetry.store import Store
 from autopoiesis.twin.latency import profile
 from autopoiesis.twin.simulation import ReplicaSpec
@@ -72,10 +71,9 @@ def _evolve(settings: Settings) -> Callable[[Request], list[Newcomer]]:
         if brief is None:
             return []
         row = run_worker_now(brief)
-        gains = {candidate.arm_id: candidate.gain or 0.0 for candidate in row.candidates}
         return [
-            Newcomer(arm, row.beaten or None, gains[arm.id], RACE_WORTH)
-            for arm in promoted_arms(row, time.time())
+            Newcomer(arm, row.beaten or None, gain)
+            for arm, gain in promoted_with_gain(row, time.time())
         ]
 
     return synthesize

@@ -71,7 +71,7 @@ class Supervisor:
         run_dir.mkdir(parents=True)
         (settings.data_dir / "logs").mkdir(exist_ok=True)
         self.members = await self._fleet()
-        write_fleet(run_dir / "fleet.json", self.members)
+        write_fleet(RunDir(run_dir).fleet, self.members)
         settings.save()
         self._bring_salt(run_dir)
         await self._start_children(run_dir)
@@ -157,14 +157,14 @@ class Supervisor:
 
     async def _wait_ready(self) -> None:
         waiting_for = {f"{self.url}/v1/models": "envoy", f"{self.control_url}/health": "controller"}
-        run_dir = self.settings.run_dir
+        picker_socket = RunDir(self.settings.run_dir).picker_socket
         deadline = asyncio.get_running_loop().time() + START_LIMIT_S
         async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=2)) as session:
             while True:
                 waiting_for = {
                     u: n for u, n in waiting_for.items() if not await _answers(session, u)
                 }
-                if not waiting_for and (run_dir / "picker.sock").exists():
+                if not waiting_for and picker_socket.exists():
                     return
                 stuck = [c for c in self._children if c.restarts >= 3]
                 if stuck or asyncio.get_running_loop().time() > deadline:

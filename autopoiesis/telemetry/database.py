@@ -7,7 +7,8 @@ refuses some of these settings once external access is off.
 
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib.resources import files
 from pathlib import Path
@@ -37,15 +38,9 @@ def open_database(
         TelemetryError: another process owns it, it is damaged, foreign or from the future.
     """
     connection = _connect(path, read_only=False, memory_limit=memory_limit)
-    try:
+    with _closed_on_failure(connection, path):
         _migrate(connection, path, clock)
         _shut_doors(connection)
-    except duckdb.Error as error:
-        connection.close()
-        raise explain(path, error) from error
-    except TelemetryError:
-        connection.close()
-        raise
     return connection
 
 
@@ -58,17 +53,24 @@ def open_for_reading(path: Path, *, memory_limit: str = MEMORY_LIMIT) -> Connect
     if not path.exists():
         raise TelemetryError(f"There is no telemetry at {path} yet; run `autopoiesis serve` first.")
     connection = _connect(path, read_only=True, memory_limit=memory_limit)
-    try:
+    with _closed_on_failure(connection, path):
         if _version(connection, path) == 0:
             raise TelemetryError(f"{path} holds no telemetry; run `autopoiesis serve` first.")
         _shut_doors(connection)
+    return connection
+
+
+@contextmanager
+def _closed_on_failure(connection: Connection, path: Path) -> Generator[None]:
+    """Close a connection that cannot be used after all, and say why in a `TelemetryError`."""
+    try:
+        yield
     except duckdb.Error as error:
         connection.close()
         raise explain(path, error) from error
     except TelemetryError:
         connection.close()
         raise
-    return connection
 
 
 def _connect(path: Path, *, read_only: bool, memory_limit: str) -> Connection:

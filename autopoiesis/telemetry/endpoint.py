@@ -50,13 +50,6 @@ def sql_routes(store: Store, timeout_s: float = TIMEOUT_S) -> web.RouteTableDef:
     return routes
 
 
-def sql_app(store: Store, timeout_s: float = TIMEOUT_S) -> web.Application:
-    """Return an application that answers `POST /sql`."""
-    app = web.Application()
-    app.add_routes(sql_routes(store, timeout_s))
-    return app
-
-
 def _question(body: bytes) -> tuple[str, int]:
     try:
         asked = orjson.loads(body)

@@ -4,28 +4,21 @@ import http.client
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
 import urllib.parse
 import urllib.request
-from contextlib import ExitStack, closing, contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
 
+from autopoiesis.replicas.fleet import free_ports
+
 START_LIMIT_S = 170.0
 COMMAND = [sys.executable, "-m", "autopoiesis"]
-
-
-def free_ports(count):
-    with ExitStack() as held:
-        sockets = [held.enter_context(socket.socket()) for _ in range(count)]
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        return [one.getsockname()[1] for one in sockets]
 
 
 def run(*arguments, cwd, timeout=120):

@@ -3,7 +3,9 @@ import socket
 from pathlib import Path
 
 import pytest
-from gateway_process import free_ports, run
+from gateway_process import run
+
+from autopoiesis.replicas.fleet import free_ports
 
 TRACES = Path(__file__).parents[2] / "traces"
 RESULT_KEYS = {

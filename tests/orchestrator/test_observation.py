@@ -1,7 +1,7 @@
 import numpy as np
 
 from autopoiesis.arms.objective import Objective
-from autopoiesis.orchestrator.observation import outcome_from_records
+from autopoiesis.orchestrator.observation import observed
 from autopoiesis.orchestrator.reward import utilities
 from autopoiesis.telemetry.records import OpenRequest, RequestRecord, Status
 
@@ -16,7 +16,7 @@ def record(status=Status.COMPLETED, ttft_s=0.2, e2e_s=0.4, output_tokens=3):
 
 
 def test_an_end_that_was_timed_before_the_first_token_is_no_negative_time():
-    outcome = outcome_from_records([record(ttft_s=0.21, e2e_s=0.2)], replicas=["x"])
+    outcome = observed([record(ttft_s=0.21, e2e_s=0.2)], replicas=["x"])[1]
     utility, counts = utilities(outcome, Objective(1.0, 0.1), now_s=1001.0)
 
     assert [0.0] == outcome.tpot_s.tolist()
@@ -25,9 +25,7 @@ def test_an_end_that_was_timed_before_the_first_token_is_no_negative_time():
 
 
 def test_requests_that_are_nobodys_are_left_out():
-    outcome = outcome_from_records(
-        [record(Status.REJECTED), record(Status.ABORTED), record(Status.SHED)]
-    )
+    outcome = observed([record(Status.REJECTED), record(Status.ABORTED), record(Status.SHED)])[1]
 
     assert 1 == len(outcome.arrival_s)
 
@@ -45,7 +43,7 @@ def test_open_requests_count_once_their_first_token_is_out_or_late():
         OpenRequest(arrived_s=1000.1, shard=0, input_tokens=5, max_output_tokens=9, replica="x"),
         OpenRequest(arrived_s=1003.5, shard=0, input_tokens=5, max_output_tokens=9),
     ]
-    outcome = outcome_from_records([], waiting, ["x"])
+    outcome = observed([], waiting, ["x"])[1]
     utility, counts = utilities(outcome, Objective(1.0, 0.1), now_s=1004.1)
 
     assert [True, True, False] == counts.tolist()

@@ -4,7 +4,7 @@ from traffic import fleet, human, poisson, registry
 
 from autopoiesis.arms.allocation import SHARDS, Allocation, Cell
 from autopoiesis.arms.objective import Objective
-from autopoiesis.orchestrator.observation import observed, outcome_from_records
+from autopoiesis.orchestrator.observation import observed
 from autopoiesis.orchestrator.reward import (
     cell_rows,
     fresh_shards,
@@ -65,7 +65,7 @@ def test_each_kind_of_request_by_hand():
         record(6.0, Status.ABORTED),
     ]
     unfinished = [still_open(7.0), still_open(19.5), still_open(8.0, 12.0), still_open(9.0, 9.5)]
-    outcome = outcome_from_records(records, unfinished)
+    outcome = observed(records, unfinished)[1]
     utility, counts = utilities(outcome, OBJECTIVE, now_s=20.0)
     assert outcome.arrival_s.tolist() == [0, 1, 2, 3, 4, 7, 8, 9, 19.5]
     assert counts.tolist() == [*[True] * 8, False]
@@ -89,7 +89,7 @@ def test_live_records_are_judged_as_the_twin_is():
         )
         for i in range(len(trace))
     ]
-    again = outcome_from_records(records)
+    again = observed(records)[1]
     expected = utilities(outcome, OBJECTIVE, 1e9)[0]
     assert expected.min() < 1.0
     assert utilities(again, OBJECTIVE, 1e9)[0] == pytest.approx(expected)
@@ -118,7 +118,7 @@ def test_burn_in_is_dropped_where_the_arm_is_new():
     assert not fresh[:32].any()
     assert fresh[32:].all()
     records = [record(100.0 + i, shard=s, ttft_s=0.5) for i in range(10) for s in (0, 40)]
-    outcome = outcome_from_records(records)
+    outcome = observed(records)[1]
     judged = judge(outcome, OBJECTIVE, 100.0, 110.0, 120.0, fresh)
     assert judged.counts.sum() == 10 + 7
     assert fresh_shards(two_cells(), None).all()
@@ -132,9 +132,7 @@ def test_rows_of_cells_and_window_add_up():
         record(111.0),
         record(102.5, ttft_s=3.0, e2e_s=4.0, shard=1),
     ]
-    judged = judge(
-        outcome_from_records(records, [still_open(105.0)]), OBJECTIVE, 100.0, 110.0, 120.0
-    )
+    judged = judge(observed(records, [still_open(105.0)])[1], OBJECTIVE, 100.0, 110.0, 120.0)
     a, b = cell_rows(judged, two_cells())
     assert (a.requests, a.completed, a.shed, a.unfinished, a.replica_seconds) == (7, 6, 0, 1, 20.0)
     assert (b.requests, b.completed, b.shed, b.shards, b.propensity) == (6, 5, 1, 32, 0.3)
@@ -150,7 +148,7 @@ def test_rows_of_cells_and_window_add_up():
 
 
 def test_an_empty_window_has_rows_without_values():
-    judged = judge(outcome_from_records([]), OBJECTIVE, 0.0, 10.0, 20.0)
+    judged = judge(observed([])[1], OBJECTIVE, 0.0, 10.0, 20.0)
     rows = cell_rows(judged, two_cells())
     assert [r.utility for r in rows] == [None, None]
     assert utility_by_arm(rows) == {}

@@ -7,7 +7,9 @@ import time
 import openai
 import psutil
 import pytest
-from gateway_process import free_ports, post, run, serving, wait_until
+from gateway_process import post, run, serving, wait_until
+
+from autopoiesis.replicas.fleet import free_ports
 
 MESSAGES = [{"role": "user", "content": "Tell me of the sea."}]
 

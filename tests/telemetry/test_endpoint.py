@@ -6,7 +6,7 @@ import pytest
 from aiohttp import ClientSession, web
 from telemetry_rows import fill
 
-from autopoiesis.telemetry.endpoint import ask, sql_app
+from autopoiesis.telemetry.endpoint import ask, sql_routes
 from autopoiesis.telemetry.query import QueryError
 from autopoiesis.telemetry.store import Store, TelemetryError
 
@@ -23,7 +23,9 @@ async def started(app: web.Application) -> tuple[web.AppRunner, str]:
 @pytest.fixture
 async def url(store: Store) -> AsyncIterator[str]:
     fill(store, range(3))
-    runner, address = await started(sql_app(store, timeout_s=0.5))
+    app = web.Application()
+    app.add_routes(sql_routes(store, timeout_s=0.5))
+    runner, address = await started(app)
     yield address
     await runner.cleanup()
 
