@@ -94,7 +94,8 @@ def check_tokens(text: str) -> None:
             continue
         if kind in {"foreign", "other"} or (kind == "string" and word_end == at):
             instead = _INSTEAD.get(piece, "use only names, numbers and + - * / % ** ( ) , : . =")
-            raise _refusal(text, at, f"`{piece[:20]}` is not part of the language", instead)
+            shown = piece[:20].partition("\n")[0]
+            raise _refusal(text, at, f"`{shown}` is not part of the language", instead)
         if word_end == at and kind in {"name", "number"}:
             raise _refusal(text, at, f"`{piece[:20]}` touches the number before it", "put a space")
         word_end = match.end() if kind in {"name", "number"} else -1

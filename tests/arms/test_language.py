@@ -183,6 +183,7 @@ REFUSED = [
     (score("return 1if fleet.held > 1 else 2"), "touches the number"),
     (score("return f'{1}'"), "is not part of the language"),
     (score("return b'a'"), "is not part of the language"),
+    (score('return x"""a\nb"""'), '`"""a` is not part of the language'),
     (score("return 1e999"), "too large; write one below 1e308"),
     (score(f"return {'9' * 400}"), "too large"),
     (score(f"return {'9' * 5000}"), "not valid Python|too large"),
@@ -392,11 +393,13 @@ def verify_quickly(source):
     started = time.process_time()
     with warnings.catch_warnings():
         warnings.simplefilter("always")
+        policy, refused = None, ""
         try:
             policy = verify(source)
-        except PolicyError:
-            policy = None
+        except PolicyError as error:
+            refused = str(error)
     assert time.process_time() - started < 0.25
+    assert "\n" not in refused
     if policy:
         assert verify(policy.source) == policy
     return policy
