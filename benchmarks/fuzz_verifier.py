@@ -136,7 +136,8 @@ def one_input(data: bytes) -> None:
         refusal = str(error)
     took_s = time.process_time() - started_s
     if policy is None:
-        assert refusal and "\n" not in refusal, "a refusal is one sentence"
+        assert refusal, "a refusal says why"
+        assert "\n" not in refusal, "a refusal is one sentence"
         _in_time(took_s, data)
         return
     assert allowed(policy.source), policy.source
