@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from autopoiesis.arms.objective import Objective
 from autopoiesis.orchestrator.loop import LoopSettings
 from autopoiesis.orchestrator.triggers import TriggerSettings
-from autopoiesis.twin.latency import profiles
+from autopoiesis.twin.latency import profile
 
 ENVIRONMENT_PREFIX = "AUTOPOIESIS_"
 
@@ -61,10 +61,7 @@ class Settings(BaseModel):
     @classmethod
     def _known_profile(cls, names: tuple[str, ...]) -> tuple[str, ...]:
         for name in names:
-            if name not in profiles():
-                raise ValueError(
-                    f"no profile is called {name!r}; known are: {', '.join(profiles())}"
-                )
+            profile(name)
         if not names:
             raise ValueError("at least one profile is needed")
         return names

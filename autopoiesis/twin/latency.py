@@ -140,10 +140,15 @@ def profiles() -> tuple[str, ...]:
 
 @cache
 def profile(name: str) -> Profile:
-    """Return a built-in profile; a ValueError for an unknown name lists them."""
+    """Return a built-in profile, or the roofline that `GPU-MODEL-tpN-PRECISION` asks for.
+
+    A ValueError says what is wrong, and which there are.
+    """
+    from autopoiesis.twin.roofline import composed  # noqa: PLC0415 - it is built from this module
+
     entries = _entries()
     if name not in entries:
-        raise ValueError(f"no profile {name!r}; there are {', '.join(entries)}")
+        return composed(name, tuple(entries))
     entry = dict(entries[name])
     step = StepModel(**entry.pop("step"))
     return Profile(name=name, step=step, **entry)

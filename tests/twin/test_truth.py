@@ -1,6 +1,7 @@
 """The twin against per-request times of two real vLLM runs (traces/README.md has their source)."""
 
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from autopoiesis.arms.machine import Op, Program
 from autopoiesis.arms.objective import Objective
 from autopoiesis.twin.latency import Profile, profile
 from autopoiesis.twin.outcome import Outcome
+from autopoiesis.twin.roofline import composed
 from autopoiesis.twin.simulation import ReplicaSpec, run_arm
 from autopoiesis.twin.trace import Trace
 
@@ -26,7 +28,9 @@ LEAST_IN_FLIGHT = Program(
 RUNS = ["rtx4090-llama-3.1-8b-tp1-bf16", "rtxpro6000-llama-3.1-8b-tp1-bf16"]
 
 
-def replayed(name: str) -> tuple[Outcome, dict[str, np.ndarray]]:
+def replayed(
+    name: str, profile_of: Callable[[str], Profile]
+) -> tuple[Outcome, dict[str, np.ndarray]]:
     """Serve the run's requests on its own engine; return the twin's outcome and the real times."""
     file = pq.ParquetFile(TRACES / f"vllm_truth_{name.partition('-')[0]}_llama-31-8b.parquet")
     meta = {k.decode(): v.decode() for k, v in file.schema_arrow.metadata.items()}
@@ -47,7 +51,7 @@ def replayed(name: str) -> tuple[Outcome, dict[str, np.ndarray]]:
         name=name,
     )
     engine: Profile = replace(
-        profile(name),
+        profile_of(name),
         max_num_seqs=int(meta["max_num_seqs"]),
         max_num_batched_tokens=int(meta["max_num_batched_tokens"]),
     )
@@ -55,9 +59,11 @@ def replayed(name: str) -> tuple[Outcome, dict[str, np.ndarray]]:
     return outcome, real
 
 
-def errors(name: str) -> dict[str, tuple[float, float, float]]:
+def errors(
+    name: str, profile_of: Callable[[str], Profile] = profile
+) -> dict[str, tuple[float, float, float]]:
     """Return, per metric, the twin's relative error of mean and p99, and of the median request."""
-    twin, real = replayed(name)
+    twin, real = replayed(name, profile_of)
     pairs = {
         "TTFT": (twin.ttft_s, real["first_token_s"] - real["arrival_s"]),
         "TPOT": (
@@ -84,8 +90,9 @@ def test_times_are_those_of_the_real_engine(name: str) -> None:
 
 
 if __name__ == "__main__":
+    chosen = composed if sys.argv[1:] == ["--roofline"] else profile
     for run in RUNS:
-        for label, (of_mean, of_p99, of_request) in errors(run).items():
+        for label, (of_mean, of_p99, of_request) in errors(run, chosen).items():
             sys.stdout.write(
                 f"{run:<36}{label:<6}mean {of_mean:+6.1%}  p99 {of_p99:+6.1%}  median request {of_request:5.1%}\n"
             )
