@@ -25,10 +25,11 @@ from autopoiesis.orchestrator.context import Scaler, describe
 from autopoiesis.orchestrator.loop import LoopSettings
 from autopoiesis.orchestrator.replay import observe, oracle, run_online, sim_cells
 from autopoiesis.orchestrator.reward import judge, utilities
+from autopoiesis.twin.composition import splice
 from autopoiesis.twin.latency import profile
 from autopoiesis.twin.outcome import Outcome
 from autopoiesis.twin.simulation import ReplicaSpec, Simulation, run_arm
-from autopoiesis.twin.trace import Trace, read_trace, splice
+from autopoiesis.twin.trace import Trace, read_trace
 
 TRACES = Path(__file__).parent.parent / "traces"
 PROFILE = "a100-llama-3-8b-tp1-bf16"

@@ -21,7 +21,8 @@ from autopoiesis.orchestrator.serve import describe, stop_on_signals
 from autopoiesis.orchestrator.settings import Settings
 from autopoiesis.orchestrator.supervisor import Supervisor, data_directory
 from autopoiesis.orchestrator.tables import arms_table, number
-from autopoiesis.twin.trace import Trace, read_trace, splice, write_trace
+from autopoiesis.twin.composition import splice
+from autopoiesis.twin.trace import Trace, read_trace, write_trace
 
 FLEET = (
     "a100-llama-3-8b-tp1-bf16",

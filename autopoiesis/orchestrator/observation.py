@@ -1,7 +1,7 @@
 """What the window loop is shown: recent requests as columns, whether they were live or simulated."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -47,23 +47,6 @@ def unfinished(outcome: Outcome, at_s: float) -> NDArray[np.bool_]:
     """Tell which requests arrive after `at_s` or were in the fleet then, served or held."""
     refused = np.isin(outcome.status, (Ending.SHED, Ending.FAILED))
     return (outcome.arrival_s >= at_s) | ~(refused | (outcome.finished_s <= at_s))
-
-
-def rows_of(trace: Trace, rows: NDArray[np.intp]) -> Trace:
-    """Return some of a trace's requests, their times as they are; `rows` must rise."""
-    blocks = [trace.blocks_of(int(i)) for i in rows] if len(trace.blocks) else []
-    sizes = np.array([len(b) for b in blocks] or np.zeros(len(rows)), np.int64)
-    return replace(
-        trace,
-        arrival_s=trace.arrival_s[rows],
-        input_tokens=trace.input_tokens[rows],
-        output_tokens=trace.output_tokens[rows],
-        max_output_tokens=trace.max_output_tokens[rows],
-        session=trace.session[rows],
-        priority=trace.priority[rows],
-        block_start=np.concatenate([np.zeros(1, np.int64), np.cumsum(sizes)]),
-        blocks=np.concatenate([trace.blocks[:0], *blocks]),
-    )
 
 
 def observed(

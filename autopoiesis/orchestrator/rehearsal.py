@@ -14,7 +14,7 @@ import numpy as np
 from autopoiesis.arms.allocation import SHARDS
 from autopoiesis.arms.machine import Program
 from autopoiesis.arms.objective import Objective
-from autopoiesis.orchestrator.observation import Observation, rows_of, unfinished
+from autopoiesis.orchestrator.observation import Observation, unfinished
 from autopoiesis.orchestrator.reward import Judged, judge
 from autopoiesis.twin.simulation import ReplicaSpec, SimCell, Simulation
 from autopoiesis.twin.trace import Trace
@@ -54,7 +54,7 @@ class Rehearsal:
         """What is replayed: the backlog at the start of the warm-up, then what arrived since."""
         outcome, warm_s = self.seen.outcome, self.warm_s
         rows = np.flatnonzero(unfinished(outcome, warm_s) & (outcome.arrival_s < self.seen.ended_s))
-        trace, outcome = rows_of(self.seen.trace, rows), outcome.select(rows)
+        trace, outcome = self.seen.trace.select(rows), outcome.select(rows)
         # What was already generated is not generated again; the prompt is recomputed.
         generating = outcome.first_token_s < warm_s
         took_s = np.maximum(outcome.finished_s - outcome.first_token_s, 1e-9)

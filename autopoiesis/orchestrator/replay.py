@@ -14,7 +14,7 @@ from autopoiesis.arms.objective import Objective
 from autopoiesis.arms.registry import Registry
 from autopoiesis.orchestrator.growth import RACE_WORTH
 from autopoiesis.orchestrator.loop import KEEP_WINDOWS, LoopSettings, Settled, WindowLoop
-from autopoiesis.orchestrator.observation import Observation, rows_of, unfinished
+from autopoiesis.orchestrator.observation import Observation, unfinished
 from autopoiesis.orchestrator.reward import met, percentile, utilities
 from autopoiesis.orchestrator.triggers import Trigger
 from autopoiesis.twin.outcome import Outcome, Status
@@ -232,7 +232,7 @@ def observe(
         window=window,
         started_s=ended_s - window_s,
         ended_s=ended_s,
-        trace=rows_of(simulation.trace, rows),
+        trace=simulation.trace.select(rows),
         outcome=outcome.select(rows),
         replicas=replicas,
     )

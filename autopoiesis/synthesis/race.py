@@ -10,8 +10,8 @@ from scipy.special import stdtrit
 from autopoiesis.arms.machine import Program
 from autopoiesis.arms.objective import Objective
 from autopoiesis.synthesis.brief import Brief
-from autopoiesis.synthesis.perturb import varied
 from autopoiesis.twin.outcome import Outcome, Status
+from autopoiesis.twin.perturbation import perturbed
 from autopoiesis.twin.simulation import ReplicaSpec, run_arm
 from autopoiesis.twin.trace import Trace
 
@@ -125,7 +125,7 @@ def race_cells(brief: Brief, variants: int = 1) -> list[Cell]:
     cells = [Cell(trace, brief.counting(trace), brief.seed, i) for i, trace in newest_first]
     for k in range(1, variants + 1):
         cells += [
-            Cell(varied(trace, rng), brief.counting(trace), brief.seed + k, i)
+            Cell(perturbed(trace, rng), brief.counting(trace), brief.seed + k, i)
             for i, trace in newest_first
         ]
     return cells
@@ -148,6 +148,6 @@ def future_cells(brief: Brief) -> list[Cell]:
     cells: list[Cell] = []
     for window, trace in sources:
         counts = brief.counting(trace)
-        cells.append(Cell(varied(trace, rng), counts, brief.seed + 21, window))
-        cells.append(Cell(varied(trace, rng).speed(SURGE), counts, brief.seed + 22, window))
+        cells.append(Cell(perturbed(trace, rng), counts, brief.seed + 21, window))
+        cells.append(Cell(perturbed(trace, rng, rate=SURGE), counts, brief.seed + 22, window))
     return cells

@@ -1,9 +1,9 @@
 """Traces: the requests of a span of real traffic, as flat arrays."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -14,7 +14,7 @@ from autopoiesis.twin.trace_columns import TraceError
 from autopoiesis.twin.trace_formats import read_columns
 from autopoiesis.twin.trace_parquet import HASHED_IDS
 
-__all__ = ["Trace", "TraceError", "TraceSummary", "read_trace", "splice", "write_trace"]
+__all__ = ["Trace", "TraceError", "TraceSummary", "gathered", "read_trace", "write_trace"]
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
@@ -105,6 +105,21 @@ class Trace:
         """Return the first n requests."""
         return self._rows(0, min(max(n, 0), len(self)))
 
+    def select(self, rows: NDArray[np.integer[Any]]) -> "Trace":
+        """Return some of the requests, their times as they are; `rows` must rise."""
+        block_start, blocks = gathered(self.block_start, self.blocks, rows)
+        return replace(
+            self,
+            arrival_s=self.arrival_s[rows],
+            input_tokens=self.input_tokens[rows],
+            output_tokens=self.output_tokens[rows],
+            max_output_tokens=self.max_output_tokens[rows],
+            session=self.session[rows],
+            priority=self.priority[rows],
+            block_start=block_start,
+            blocks=blocks,
+        )
+
     def speed(self, factor: float) -> "Trace":
         """Return the same requests arriving `factor` times as fast."""
         if not factor > 0:
@@ -168,39 +183,14 @@ def _mean_p50_p99(tokens: Ints) -> tuple[float, float, float]:
     return float(tokens.mean()), float(np.median(tokens)), float(np.percentile(tokens, 99))
 
 
-def splice(parts: Sequence[Trace], name: str) -> Trace:
-    """Join traces in time: each begins one mean gap after the last arrival of what came before.
-
-    Raises:
-        ValueError: no part was given, or their prefix blocks are of different sizes.
-    """
-    if not parts:
-        raise ValueError("there is nothing to splice")
-    sizes = {part.block_tokens: part.name for part in parts if len(part.blocks)}
-    if len(sizes) > 1:
-        raise ValueError(
-            f"cannot splice traces whose blocks have {' and '.join(map(str, sizes))} tokens"
-        )
-    begins_s, starts, blocks = [0.0], [np.zeros(1, np.int64)], 0
-    for part in parts:
-        mean_gap_s = part.duration_s / (len(part) - 1) if len(part) > 1 else 0.0
-        begins_s.append(begins_s[-1] + part.duration_s + mean_gap_s)
-        starts.append(part.block_start[1:] + blocks)
-        blocks += len(part.blocks)
-    return Trace(
-        arrival_s=np.concatenate(
-            [p.arrival_s + at for p, at in zip(parts, begins_s, strict=False)]
-        ),
-        input_tokens=np.concatenate([p.input_tokens for p in parts]),
-        output_tokens=np.concatenate([p.output_tokens for p in parts]),
-        max_output_tokens=np.concatenate([p.max_output_tokens for p in parts]),
-        session=np.concatenate([p.session for p in parts]),
-        priority=np.concatenate([p.priority for p in parts]),
-        block_start=np.concatenate(starts),
-        blocks=np.concatenate([p.blocks for p in parts]),
-        block_tokens=next(iter(sizes), parts[0].block_tokens),
-        name=name,
+def gathered(start: Ints, items: Ints, rows: NDArray[np.integer[Any]]) -> tuple[Ints, Ints]:
+    """Return some rows of lists in CSR form, in the order given, in the same form."""
+    counts = np.diff(start)[rows]
+    ends = np.cumsum(counts)
+    places = np.arange(ends[-1] if len(ends) else 0) + np.repeat(
+        start[rows] - ends + counts, counts
     )
+    return np.concatenate([np.zeros(1, np.int64), ends]), items[places]
 
 
 def read_trace(path: str | PathLike[str]) -> Trace:

@@ -5,7 +5,7 @@ import pytest
 from traffic import fleet, human, poisson, registry
 
 from autopoiesis.arms.objective import Objective
-from autopoiesis.orchestrator.observation import Observation, rows_of, unfinished
+from autopoiesis.orchestrator.observation import Observation, unfinished
 from autopoiesis.orchestrator.rehearsal import Rehearsal
 from autopoiesis.orchestrator.replay import observe
 from autopoiesis.orchestrator.reputation import reputation, usual_traffic
@@ -46,7 +46,7 @@ def test_a_rehearsal_with_its_backlog_tells_what_really_happened():
     known = rehearsal.under({arm: PROGRAMS[arm]})[arm].mean_utility()
     rows = np.flatnonzero(seen.trace.arrival_s >= rehearsal.warm_s)
     blind = Rehearsal(
-        replace(seen, trace=rows_of(seen.trace, rows), outcome=seen.outcome.select(rows)),
+        replace(seen, trace=seen.trace.select(rows), outcome=seen.outcome.select(rows)),
         30.0,
         35.0,
         OBJECTIVE,

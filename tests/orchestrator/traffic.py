@@ -8,9 +8,10 @@ from autopoiesis.arms.arm import Arm, Origin, State
 from autopoiesis.arms.files import arm_from_source
 from autopoiesis.arms.registry import Registry
 from autopoiesis.arms.seeds import seed_arms
+from autopoiesis.twin.composition import splice
 from autopoiesis.twin.latency import profile
 from autopoiesis.twin.simulation import ReplicaSpec
-from autopoiesis.twin.trace import Trace, splice
+from autopoiesis.twin.trace import Trace
 
 SHED_ALL = """
 def score(request, replica, fleet):

@@ -5,11 +5,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
-from synthesis_scenes import RANDOM, ROUND_ROBIN, idle_brief, poisson, uneven_brief
+from synthesis_scenes import RANDOM, ROUND_ROBIN, idle_brief, uneven_brief
 
 from autopoiesis.arms.compiler import compile_policy
 from autopoiesis.arms.language import verify
-from autopoiesis.synthesis.perturb import varied
 from autopoiesis.synthesis.probe import Probe
 from autopoiesis.synthesis.race import (
     CONFIDENCE,
@@ -94,20 +93,6 @@ def test_cells_keep_raced_and_held_out_windows_apart():
         np.array_equal(a.trace.arrival_s, b.trace.arrival_s)
         for a, b in zip(raced, again, strict=True)
     )
-
-
-@given(st.integers(0, 1000))
-@settings(max_examples=20, deadline=None)
-def test_a_varied_future_is_of_the_same_kind(seed):
-    trace = poisson(20.0, 30.0, seed)
-    future = varied(trace, np.random.default_rng(seed))
-    assert len(future) == len(trace)
-    assert future.duration_s == pytest.approx(trace.duration_s)
-    assert not np.array_equal(future.arrival_s, trace.arrival_s)
-    assert (future.output_tokens >= 1).all()
-    assert (future.output_tokens <= trace.max_output_tokens).all()
-    assert future.output_tokens.mean() == pytest.approx(trace.output_tokens.mean(), rel=0.15)
-    assert future.input_tokens.mean() == pytest.approx(trace.input_tokens.mean(), rel=0.15)
 
 
 def test_the_probe_knows_behaviour_from_text():

@@ -1,7 +1,8 @@
 import hashlib
 import re
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
+from random import Random
 
 import numpy as np
 import pyarrow as pa
@@ -9,8 +10,10 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from trace_strategies import traces
 
-from autopoiesis.twin.trace import Trace, TraceError, read_trace, splice, write_trace
+from autopoiesis.twin.composition import splice
+from autopoiesis.twin.trace import Trace, TraceError, read_trace, write_trace
 
 TRACES = Path(__file__).parents[2] / "traces"
 
@@ -199,31 +202,6 @@ def test_a_broken_parquet_is_named(tmp_path: Path) -> None:
         read_trace(tmp_path)
 
 
-@st.composite
-def traces(draw: st.DrawFn) -> Trace:
-    n = draw(st.integers(0, 12))
-    count = draw(st.lists(st.integers(0, 3), min_size=n, max_size=n))
-    positive = st.integers(1, 1 << 20)
-    whole = st.integers(-(2**63), 2**63 - 1)
-    gaps = draw(st.lists(st.floats(0, 100), min_size=n, max_size=n))
-
-    def column(elements: st.SearchStrategy[int], size: int = n) -> np.ndarray:
-        return np.array(draw(st.lists(elements, min_size=size, max_size=size)), np.int64)
-
-    return Trace(
-        arrival_s=np.cumsum(np.array(gaps, np.float64)),
-        input_tokens=column(positive),
-        output_tokens=column(positive),
-        max_output_tokens=column(positive),
-        session=column(whole),
-        priority=column(st.integers(-5, 5)).astype(np.float64),
-        block_start=np.concatenate([[0], np.cumsum(count)]).astype(np.int64),
-        blocks=column(whole.filter(bool), sum(count)),
-        block_tokens=draw(st.integers(1, 512)),
-        name="t",
-    )
-
-
 @settings(max_examples=60, deadline=None)
 @given(traces())
 def test_what_is_written_is_read_back(
@@ -253,25 +231,21 @@ def test_cutting_loses_nothing(trace: Trace, at_s: float) -> None:
     assert trace.speed(2.0).duration_s == pytest.approx(trace.duration_s / 2)
 
 
-def test_splice_refuses_different_blocks() -> None:
+@settings(max_examples=60, deadline=None)
+@given(traces(), st.randoms(use_true_random=False))
+def test_selected_requests_keep_all_they_have(trace: Trace, random: Random) -> None:
+    rows = np.array(sorted(random.sample(range(len(trace)), len(trace) // 2)), np.int64)
+    some = trace.select(rows)
+    assert len(some) == len(rows)
+    for i, row in enumerate(rows.tolist()):
+        assert some.blocks_of(i).tolist() == trace.blocks_of(row).tolist()
+    assert some.input_tokens.tolist() == trace.input_tokens[rows].tolist()
+    assert same(trace.select(np.arange(len(trace))), trace)
+
+
+def test_a_trace_refuses_what_it_cannot_be() -> None:
     mooncake = read_trace(TRACES / "mooncake_conversation_a.parquet").head(3)
-    code = read_trace(TRACES / "azure2023_code_a.parquet").head(3)
-    both = splice([mooncake, code], "both")
-    assert (len(both), both.block_tokens, both.name) == (6, 512, "both")
-    assert both.arrival_s[3] == pytest.approx(mooncake.duration_s * 1.5)
-    with pytest.raises(ValueError, match="nothing"):
-        splice([], "none")
-    assert splice([code, mooncake], "both").block_tokens == 512
-    halved = Trace(
-        **{f.name: getattr(mooncake, f.name) for f in fields(Trace) if f.name != "block_tokens"},
-        block_tokens=256,
-    )
-    with pytest.raises(ValueError, match="cannot splice"):
-        splice([mooncake, halved], "both")
     with pytest.raises(ValueError, match="speed"):
         mooncake.speed(0)
     with pytest.raises(ValueError, match="must not fall"):
-        Trace(
-            **{f.name: getattr(mooncake, f.name) for f in fields(Trace) if f.name != "arrival_s"},
-            arrival_s=np.array([2.0, 1.0, 3.0]),
-        )
+        replace(mooncake, arrival_s=np.array([2.0, 1.0, 3.0]))
