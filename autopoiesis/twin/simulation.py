@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +11,7 @@ from autopoiesis.arms.fleet import fleet_state, join
 from autopoiesis.arms.machine import Program
 from autopoiesis.arms.objective import Objective
 from autopoiesis.twin import events, scheduler
+from autopoiesis.twin.capacity import ReplicaSpec
 from autopoiesis.twin.cells import SimCell, check, groups, pool
 from autopoiesis.twin.events import Ledger, Traffic, World
 from autopoiesis.twin.latency import Profile
@@ -21,15 +21,6 @@ from autopoiesis.twin.trace import Trace
 Ints = NDArray[np.int64]
 
 _NO_LIMIT = 1 << 40
-
-
-@dataclass(frozen=True, slots=True)
-class ReplicaSpec:
-    """A replica of the simulated fleet; `speed` divides its step times."""
-
-    name: str
-    profile: Profile
-    speed: float = 1.0
 
 
 class Simulation:
