@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from autopoiesis.arms.prefix import BLOCK_TOKENS
 from autopoiesis.telemetry.records import OpenRequest, RequestRecord, Status
-from autopoiesis.twin.outcome import Outcome
+from autopoiesis.twin.outcome import LOST, Outcome
 from autopoiesis.twin.outcome import Status as Ending
 from autopoiesis.twin.simulation import ReplicaSpec
 from autopoiesis.twin.trace import Trace
@@ -45,7 +45,7 @@ class Observation:
 
 def unfinished(outcome: Outcome, at_s: float) -> NDArray[np.bool_]:
     """Tell which requests arrive after `at_s` or were in the fleet then, served or held."""
-    refused = np.isin(outcome.status, (Ending.SHED, Ending.FAILED))
+    refused = np.isin(outcome.status, (Ending.SHED, *LOST))
     return (outcome.arrival_s >= at_s) | ~(refused | (outcome.finished_s <= at_s))
 
 

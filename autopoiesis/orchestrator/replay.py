@@ -17,7 +17,7 @@ from autopoiesis.orchestrator.loop import KEEP_WINDOWS, LoopSettings, Settled, W
 from autopoiesis.orchestrator.observation import Observation, unfinished
 from autopoiesis.orchestrator.reward import met, percentile, utilities
 from autopoiesis.orchestrator.triggers import Trigger
-from autopoiesis.twin.outcome import Outcome, Status
+from autopoiesis.twin.outcome import LOST, Outcome, Status
 from autopoiesis.twin.simulation import ReplicaSpec, SimCell, Simulation, run_arm
 from autopoiesis.twin.trace import Trace
 
@@ -276,7 +276,7 @@ def _result(
         "goodput": float(met(outcome, objective).sum()) / max(trace.duration_s, 1e-9),
         "completed": int((outcome.status == Status.COMPLETED).sum()),
         "shed": int((outcome.status == Status.SHED).sum()),
-        "failed": int((outcome.status == Status.FAILED).sum()),
+        "failed": int(np.isin(outcome.status, LOST).sum()),
         "ttft_p50_s": percentile(outcome.ttft_s, 50),
         "ttft_p99_s": percentile(outcome.ttft_s, 99),
         "tpot_p50_s": percentile(outcome.tpot_s, 50),

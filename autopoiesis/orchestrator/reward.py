@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from autopoiesis.arms.allocation import SHARDS, Allocation
 from autopoiesis.arms.objective import Objective
 from autopoiesis.telemetry.records import CellRow, WindowRow
-from autopoiesis.twin.outcome import Outcome, Status
+from autopoiesis.twin.outcome import LOST, Outcome, Status
 
 Floats = NDArray[np.float64]
 Mask = NDArray[np.bool_]
@@ -33,7 +33,7 @@ def utilities(outcome: Outcome, objective: Objective, now_s: float) -> tuple[Flo
     utility = objective.utility(outcome.ttft_s, outcome.tpot_s)
     whole = (outcome.status == Status.COMPLETED) & np.isnan(outcome.first_token_s)
     utility[whole] = np.minimum(1.0, _allowed_s(outcome, objective) / outcome.e2e_s)[whole]
-    utility[(outcome.status == Status.SHED) | (outcome.status == Status.FAILED)] = 0.0
+    utility[np.isin(outcome.status, (Status.SHED, *LOST))] = 0.0
     pending = outcome.status == Status.PENDING
     answered = ~np.isnan(outcome.first_token_s)
     waited_s = np.where(answered, outcome.ttft_s, now_s - outcome.arrival_s)
@@ -203,7 +203,7 @@ def _totals(judged: Judged, where: Mask) -> _Totals:
         requests=int(where.sum()),
         completed=int(completed.sum()),
         shed=int((status == Status.SHED).sum()),
-        failed=int((status == Status.FAILED).sum()),
+        failed=int(np.isin(status, LOST).sum()),
         unfinished=int((status == Status.PENDING).sum()),
         output_tokens=int(o.output_tokens[completed].sum()),
         ttft_p50_s=percentile(o.ttft_s[where], 50),

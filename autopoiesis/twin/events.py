@@ -1,7 +1,9 @@
 """The twin's event loop: traffic, the gateway's decisions, and R engines, in one compiled kernel.
 
 Decisions are taken by the kernels of `arms.fleet`, as in the live gateway. At one instant a scrape
-comes first, then arrivals, then ends of steps, so that a step sees all that has arrived.
+comes first, then arrivals, then clients that give up, then ends of steps, so that a step sees all
+that has arrived. What replicas do besides serving is `lifecycle`'s: the loop stops where a replica
+has drained or is ready, and goes on when it is told.
 """
 
 from typing import NamedTuple
@@ -25,6 +27,7 @@ from autopoiesis.arms.fleet import (
     urgency,
 )
 from autopoiesis.arms.machine import PRIORITY, Program
+from autopoiesis.twin.capacity import ReplicaState
 from autopoiesis.twin.kv import CAPACITY, entry, kernel
 from autopoiesis.twin.outcome import Status
 from autopoiesis.twin.scheduler import (
@@ -34,11 +37,15 @@ from autopoiesis.twin.scheduler import (
     LAST_OUT,
     MAX_SEQS,
     MAX_TOKENS,
+    NOWHERE,
+    PLACE,
+    PREFILLS,
     RUNNING,
     STEPS,
     WAITING,
     WAITING_HEAD,
     Engines,
+    abort,
     complete,
     cut,
     fits,
@@ -52,12 +59,15 @@ HELD_LIMIT = 1024
 HELD_LIMIT_S = 60.0
 """How long a request may be held; then it is shed, at the next scrape."""
 
-COMPLETED, SHED, FAILED = int(Status.COMPLETED), int(Status.SHED), int(Status.FAILED)
+PENDING, COMPLETED = int(Status.PENDING), int(Status.COMPLETED)
+SHED, FAILED, ABORTED = int(Status.SHED), int(Status.FAILED), int(Status.ABORTED)
+STARTING, DRAINING = int(ReplicaState.STARTING), int(ReplicaState.DRAINING)
 
-NOW, INTERVAL = range(2)
-"""Columns of `World.clock_s`."""
-ARRIVED, SCRAPED, LONGEST = range(3)
-"""Columns of `World.cursor`: arrivals and scrapes so far; most decode steps in one event."""
+NOW, INTERVAL, PATIENCE = range(3)
+"""Columns of `World.clock_s`: the time, from scrape to scrape, how long a client waits."""
+ARRIVED, SCRAPED, LONGEST, LEFT, STOPPED = range(5)
+"""Columns of `World.cursor`: arrivals and scrapes so far; most decode steps in one event; requests
+whose client's patience has ended; the replica at which the loop has stopped, -1 if none."""
 
 
 class Traffic(NamedTuple):
@@ -124,6 +134,11 @@ class World(NamedTuple):
     random: NDArray[np.uint64]
     order: NDArray[np.int64]
     """(R,): scratch for `place`."""
+    state: NDArray[np.int64]
+    """(R,): `capacity.ReplicaState`."""
+    leaving: NDArray[np.int64]
+    """(R,): first of the requests (linked by `Ledger.neighbour`) whose client left in the step under
+    way, -1 if none."""
 
 
 @kernel
@@ -280,13 +295,65 @@ def _take_arrival(w: World, i: int, now_s: float) -> None:
     program, group = _program(w.groups, g), _group(w.groups, g)
     _describe_request(w, program, i, now_s)
     describe_fleet(program.registers, w.fleet, group, now_s, draw(w.random))
-    if not admits(program, program.registers):
+    if admits(program, program.registers):
+        _place_or_hold(w, program, group, g, i, now_s)
+    else:
         _shed(w, i)
-    elif w.groups.counters[g, 1] > 0.0 or not _place(w, program, group, i, now_s):
+
+
+@kernel
+def _place_or_hold(w: World, program: Program, group: Group, g: int, i: int, now_s: float) -> None:
+    """Place request i behind those that group g holds already; its registers are filled."""
+    if w.groups.counters[g, 1] > 0.0 or not _place(w, program, group, i, now_s):
         if w.groups.counters[g, 1] < HELD_LIMIT:
             _hold(w, g, i)
         else:
             _shed(w, i)
+
+
+@kernel
+def _place_again(w: World, i: int, now_s: float) -> None:
+    """Place a request whose replica was lost before it had answered; it was admitted already."""
+    w.ledger.replica[i] = -1
+    w.ledger.dispatched_s[i] = np.nan
+    g = int(w.groups.of_shard[w.traffic.shard[i]])
+    program, group = _program(w.groups, g), _group(w.groups, g)
+    _describe_request(w, program, i, now_s)
+    describe_fleet(program.registers, w.fleet, group, now_s, draw(w.random))
+    _place_or_hold(w, program, group, g, i, now_s)
+
+
+@kernel
+def _give_up(w: World, i: int, now_s: float) -> None:
+    """Let request i's client go if it has had no token yet."""
+    ledger, e = w.ledger, w.engines
+    if ledger.status[i] != PENDING or not np.isnan(ledger.first_token_s[i]):
+        return
+    ledger.status[i] = ABORTED
+    ledger.finished_s[i] = now_s
+    r = ledger.replica[i]
+    if r < 0:
+        ledger.cell[i] = w.groups.cell_of_shard[w.traffic.shard[i]]
+        _let_go(w, int(w.groups.of_shard[w.traffic.shard[i]]), i)
+        return
+    finish(w.fleet, r, ledger.charge[i, 0], ledger.charge[i, 1], False, 0.0, 0.0, False)
+    cut(e, r, now_s)
+    if e.slots[i, PLACE] == PREFILLS:
+        ledger.neighbour[i, 0] = w.leaving[r]
+        w.leaving[r] = i
+    else:
+        abort(e, r, i)
+
+
+@kernel
+def _drop_leavers(w: World, r: int) -> None:
+    """Free what the clients that left during the step had in replica r."""
+    i = w.leaving[r]
+    while i >= 0:
+        if w.engines.slots[i, PLACE] != NOWHERE:
+            abort(w.engines, r, i)
+        i = w.ledger.neighbour[i, 0]
+    w.leaving[r] = -1
 
 
 @kernel
@@ -295,6 +362,8 @@ def _end_steps(w: World, r: int, now_s: float) -> None:
     moved = False
     for k in range(complete(e, r, False)):
         i, bits = e.events[k, 0], e.events[k, 1]
+        if ledger.status[i] == ABORTED:
+            continue
         if bits & FIRST_OUT:
             moved = True
             ledger.first_token_s[i] = now_s
@@ -323,6 +392,9 @@ def _end_steps(w: World, r: int, now_s: float) -> None:
                 float(tokens),
                 False,
             )
+    if w.leaving[r] >= 0:
+        _drop_leavers(w, r)
+        moved = True
     if moved and w.groups.of_replica[r] >= 0:
         _release_held(w, w.groups.of_replica[r], now_s)
     plan(e, r, now_s, w.cursor[LONGEST])
@@ -384,7 +456,12 @@ def _run(w: World, until_s: float) -> None:
         arrival_s = (
             float(t.arrival_s[cursor[ARRIVED]]) if cursor[ARRIVED] < len(t.arrival_s) else np.inf
         )
-        next_s = min(step_s, arrival_s)
+        leave_s = (
+            t.arrival_s[cursor[LEFT]] + clock[PATIENCE]
+            if cursor[LEFT] < cursor[ARRIVED]
+            else np.inf
+        )
+        next_s = min(step_s, arrival_s, leave_s)
         scrape_s = cursor[SCRAPED] * clock[INTERVAL]
         if next_s == np.inf and until_s == np.inf and not _holds(w):
             return
@@ -395,13 +472,23 @@ def _run(w: World, until_s: float) -> None:
         elif next_s > until_s:
             clock[NOW] = until_s
             return
-        elif arrival_s <= step_s:
+        elif arrival_s <= min(step_s, leave_s):
             clock[NOW] = arrival_s
             cursor[ARRIVED] += 1
             _take_arrival(w, cursor[ARRIVED] - 1, arrival_s)
+        elif leave_s <= step_s:
+            clock[NOW] = leave_s
+            cursor[LEFT] += 1
+            _give_up(w, cursor[LEFT] - 1, leave_s)
         else:
             clock[NOW] = step_s
+            if w.state[r] == STARTING:
+                cursor[STOPPED] = r
+                return
             _end_steps(w, r, step_s)
+            if w.state[r] == DRAINING and e.counts[r, STEPS] == 0:
+                cursor[STOPPED] = r
+                return
 
 
 @kernel
@@ -412,12 +499,21 @@ def _rehold(w: World, requests: NDArray[np.int64]) -> None:
         _release_held(w, g, w.clock_s[NOW])
 
 
+@kernel
+def _rescue(w: World, requests: NDArray[np.int64]) -> None:
+    for i in requests:
+        _place_again(w, i, w.clock_s[NOW])
+
+
 # --- ways in from Python ------------------------------------------------------------------------
 
 
 @entry
 def run(w: World, until_s: float) -> None:
-    """Process every event up to and including `until_s`; with infinity, until nothing happens any more."""
+    """Process every event up to and including `until_s`; with infinity, until nothing happens any more.
+
+    Returns earlier, with the replica in `cursor[STOPPED]`, where one has drained or is ready.
+    """
     _run(w, until_s)
 
 
@@ -425,3 +521,15 @@ def run(w: World, until_s: float) -> None:
 def rehold(w: World, requests: NDArray[np.int64]) -> None:
     """Hand these requests, in order of arrival, to the groups of their shards, and place what can be."""
     _rehold(w, requests)
+
+
+@entry
+def rescue(w: World, requests: NDArray[np.int64]) -> None:
+    """Place these requests, in order of arrival, anew: their replica was lost before it answered."""
+    _rescue(w, requests)
+
+
+@entry
+def release(w: World, g: int) -> None:
+    """Place what group g holds and now can be placed."""
+    _release_held(w, g, w.clock_s[NOW])

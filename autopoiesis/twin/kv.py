@@ -200,8 +200,16 @@ def release(kv: KvCache, r: int, private: int, hashes: NDArray[np.int64]) -> Non
             kv.link[r, sentinel, OLDER] = entry
 
 
-@kernel
-def forget(kv: KvCache, r: int) -> None:
-    """Empty replica r's cache, of which nothing may be in use: it restarted, slept or was lost."""
-    while kv.blocks[r, IDLE] > 0:
-        _evict(kv, r)
+def has_room(kv: KvCache, capacity: int) -> bool:
+    """Tell whether the arrays are large enough for a cache of that many blocks."""
+    return kv.sizes[2] == 0 or capacity // int(kv.sizes[2]) <= kv.key.shape[1]
+
+
+def clear(kv: KvCache, r: int) -> None:
+    """Empty replica r's cache, used blocks and all: it restarted, slept or was lost."""
+    entries = kv.key.shape[1]
+    kv.blocks[r, USED] = kv.blocks[r, IDLE] = kv.blocks[r, ENTRIES] = 0
+    kv.users[r, :] = 0
+    kv.link[r, :, :] = entries
+    kv.bucket[r, :] = -1
+    kv.unused[r, :] = np.arange(entries)

@@ -18,7 +18,13 @@ class Status(IntEnum):
     SHED = 2
     """Refused by the policy, or by a full queue."""
     FAILED = 3
-    """Refused by its replica: it could never fit into the KV cache."""
+    """It could never fit into its replica's KV cache, or the replica was lost while it streamed."""
+    ABORTED = 4
+    """Its client gave up waiting for the first token."""
+
+
+LOST = (Status.FAILED, Status.ABORTED)
+"""Admitted, and still not served."""
 
 
 class Outcome(NamedTuple):

@@ -13,12 +13,15 @@ costs O(1), and a run of such steps is one event (`plan`). Where sequences do no
 (preemption, more sequences than tokens), `_schedule_each` walks them one by one.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from autopoiesis.twin import kv
 from autopoiesis.twin.kv import (
+    CAPACITY,
     KvCache,
     allocate,
     blank_blocks,
@@ -30,7 +33,7 @@ from autopoiesis.twin.kv import (
     release,
     use_cached,
 )
-from autopoiesis.twin.latency import DECODE_CONTEXT, Profile, at_speed, step_s
+from autopoiesis.twin.latency import COEFFICIENTS, DECODE_CONTEXT, Profile, at_speed, step_s
 
 MAX_SEQS, MAX_TOKENS, BY_PRIORITY = range(3)
 """Columns of `Engines.limits`."""
@@ -96,26 +99,25 @@ def engines(
     slots: int,
     hashes: NDArray[np.int64],
     entry_tokens: int,
+    may_become: Sequence[Profile] = (),
 ) -> Engines:
-    """Make idle engines with room for `slots` sequences whose prefix hashes are `hashes`."""
+    """Make idle engines with room for `slots` sequences whose prefix hashes are `hashes`.
+
+    There is room, too, to `equip` any of them with the profiles in `may_become`.
+    """
     replicas = len(profiles)
     block_tokens = profiles[0].kv_block_tokens
-    if any(p.kv_block_tokens != block_tokens for p in profiles):
+    if any(p.kv_block_tokens != block_tokens for p in [*profiles, *may_become]):
         raise ValueError("all replicas must have the same kv_block_tokens")
-    most = max(p.max_num_seqs for p in profiles)
+    most = max(p.max_num_seqs for p in [*profiles, *may_become])
+    largest = max([0, *(p.kv_blocks for p in may_become)])
     counts = np.zeros((replicas, 17), np.int64)
     counts[:, WAITING_HEAD : PREFILL_HEAD + 1] = -1
     clock = np.zeros((replicas, 4))
     clock[:, END] = np.inf
-    return Engines(
-        coefficients=np.stack([at_speed(p.step, s) for p, s in zip(profiles, speeds, strict=True)]),
-        limits=np.array(
-            [
-                [p.max_num_seqs, p.max_num_batched_tokens, p.scheduling == "priority"]
-                for p in profiles
-            ],
-            np.int64,
-        ),
+    made = Engines(
+        coefficients=np.zeros((replicas, len(COEFFICIENTS))),
+        limits=np.zeros((replicas, 3), np.int64),
         counts=counts,
         clock=clock,
         phase=np.zeros((replicas, block_tokens), np.int64),
@@ -125,9 +127,36 @@ def engines(
         hashes=hashes,
         events=np.zeros((most, 2), np.int64),
         kv=kv_cache(
-            np.array([p.kv_blocks for p in profiles], np.int64), block_tokens, entry_tokens
+            np.array([max(p.kv_blocks, largest) for p in profiles], np.int64),
+            block_tokens,
+            entry_tokens,
         ),
     )
+    for r, (profile, speed) in enumerate(zip(profiles, speeds, strict=True)):
+        equip(made, r, profile, speed)
+    return made
+
+
+def equip(e: Engines, r: int, profile: Profile, speed: float) -> None:
+    """Give replica r, which is empty, the step times and limits of a profile."""
+    e.coefficients[r] = at_speed(profile.step, speed)
+    e.limits[r] = (
+        profile.max_num_seqs,
+        profile.max_num_batched_tokens,
+        profile.scheduling == "priority",
+    )
+    e.kv.blocks[r, CAPACITY] = profile.kv_blocks
+
+
+def clear(e: Engines, r: int) -> None:
+    """Take everything out of replica r, KV cache included; its totals go on."""
+    counts = e.counts[r]
+    counts[:WAITING_HEAD] = 0
+    counts[WAITING_HEAD : PREFILL_HEAD + 1] = -1
+    e.clock[r] = 0.0
+    e.clock[r, END] = np.inf
+    e.phase[r] = 0
+    kv.clear(e.kv, r)
 
 
 # --- lists ------------------------------------------------------------------------------------

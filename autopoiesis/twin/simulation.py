@@ -1,20 +1,21 @@
 """The twin: a fleet that serves a trace under cells of policies, in simulated time."""
 
 import math
+from collections import deque
 from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from autopoiesis.arms.allocation import ROOT_TOKENS, SHARDS
-from autopoiesis.arms.fleet import fleet_state, join
+from autopoiesis.arms.fleet import fleet_state
 from autopoiesis.arms.machine import Program
 from autopoiesis.arms.objective import Objective
 from autopoiesis.twin import events, scheduler
-from autopoiesis.twin.capacity import ReplicaSpec
+from autopoiesis.twin.capacity import CapacityChange, ReplicaSpec, ReplicaState
 from autopoiesis.twin.cells import SimCell, check, groups, pool
 from autopoiesis.twin.events import Ledger, Traffic, World
-from autopoiesis.twin.latency import Profile
+from autopoiesis.twin.lifecycle import Lifecycle
 from autopoiesis.twin.outcome import Outcome
 from autopoiesis.twin.trace import Trace
 
@@ -26,8 +27,10 @@ _NO_LIMIT = 1 << 40
 class Simulation:
     """A fleet that serves a trace; the same inputs and seed give the same outcome, bit for bit.
 
-    Call `allocate`, then `advance`, as often as wanted. `jumps` off makes every decode step an
-    event of its own: slower, and the same to rounding.
+    Call `allocate`, then `advance`, as often as wanted. `capacity` is what happens to the replicas
+    on the way; those that are not `present` are off at first. A client that has had no token
+    `patience_s` after its arrival gives up. `may_become` are specs that a later `change` may bring.
+    `jumps` off makes every decode step an event of its own: slower, and the same to rounding.
     """
 
     def __init__(
@@ -38,24 +41,31 @@ class Simulation:
         seed: int,
         scrape_interval_s: float = 0.5,
         *,
+        capacity: Sequence[CapacityChange] = (),
+        present: Sequence[bool] | None = None,
+        may_become: Sequence[ReplicaSpec] = (),
+        patience_s: float = math.inf,
         jumps: bool = True,
     ) -> None:
         if not replicas:
             raise ValueError("a simulation needs at least one replica")
         if not scrape_interval_s > 0.0:
             raise ValueError(f"scrape_interval_s must be above 0, got {scrape_interval_s}")
+        if not patience_s > 0.0:
+            raise ValueError(f"patience_s must be above 0, got {patience_s}")
+        there = (True,) * len(replicas) if present is None else tuple(present)
+        if len(there) != len(replicas):
+            raise ValueError(f"`present` tells of {len(there)} replicas; there are {len(replicas)}")
+        self._capacity = deque(sorted(capacity, key=lambda change: change.at_s))
+        specs = [*replicas, *may_become, *(c.spec for c in capacity if c.spec is not None)]
         self.trace = trace
         self.replicas = tuple(replicas)
         self.objective = objective
         n, count = len(trace), len(replicas)
         blocks = np.array(trace.blocks, np.int64)
         entry_tokens = trace.block_tokens if len(trace.blocks) else 0
-        prefix_blocks = [
-            r.profile.kv_tokens // entry_tokens if entry_tokens else 0 for r in replicas
-        ]
-        fleet = fleet_state(count, objective, max(1, *prefix_blocks, 0), trace.block_tokens)
-        for r, spec in enumerate(replicas):
-            join(fleet, r, spec.speed, prefix_blocks[r], 0.0)
+        largest = max(spec.profile.kv_tokens for spec in specs)
+        prefix_blocks = largest // entry_tokens if entry_tokens else 0
         self._cells = 0
         self._pooled: dict[tuple[bytes, ...], list[int]] = {}
         self._world = World(
@@ -81,19 +91,24 @@ class Simulation:
                 neighbour=np.full((n, 2), -1, np.int64),
             ),
             groups=groups([], count, 0),
-            fleet=fleet,
+            fleet=fleet_state(count, objective, max(1, prefix_blocks), trace.block_tokens),
             engines=scheduler.engines(
                 [r.profile for r in replicas],
                 [r.speed for r in replicas],
                 n,
                 blocks,
                 entry_tokens,
+                [spec.profile for spec in specs],
             ),
-            clock_s=np.array([0.0, scrape_interval_s]),
-            cursor=np.array([0, 0, _NO_LIMIT if jumps else 1], np.int64),
+            clock_s=np.array([0.0, scrape_interval_s, patience_s]),
+            cursor=np.array([0, 0, _NO_LIMIT if jumps else 1, 0, -1], np.int64),
             random=_random_state(seed),
             order=np.zeros(count, np.int64),
+            state=np.zeros(count, np.int64),
+            leaving=np.full(count, -1, np.int64),
         )
+        self._lifecycle = Lifecycle(self.replicas, there)
+        self._lifecycle.prepare(self._world)
 
     @property
     def now_s(self) -> float:
@@ -128,7 +143,37 @@ class Simulation:
             raise ValueError(f"cannot advance to {until_s} s: it is {self.now_s} s already")
         if not len(self._world.groups.share):
             raise ValueError("allocate cells before the first advance")
-        events.run(self._world, float(until_s))
+        while self._capacity and self._capacity[0].at_s <= until_s:
+            change = self._capacity.popleft()
+            self._run(max(change.at_s, self.now_s))
+            self._lifecycle.change(self._world, change)
+        self._run(float(until_s))
+
+    def change(self, change: CapacityChange) -> None:
+        """Start, drain, lose ... a replica now, whatever the change's `at_s`.
+
+        A ValueError says that there is no such replica, or that it is in no state for that.
+        """
+        self._lifecycle.change(self._world, change)
+
+    def states(self) -> tuple[ReplicaState, ...]:
+        """Return what each replica is doing."""
+        return tuple(ReplicaState(state) for state in self._world.state.tolist())
+
+    def replica_seconds(self) -> float:
+        """Return how long replicas have been there so far, in whatever state but off [s]."""
+        return self._lifecycle.replica_seconds(self._world)
+
+    def _run(self, until_s: float) -> None:
+        """Run the event loop, and take replicas at which it stops into their next state."""
+        w = self._world
+        while True:
+            events.run(w, until_s)
+            r = int(w.cursor[events.STOPPED])
+            if r < 0:
+                return
+            w.cursor[events.STOPPED] = -1
+            self._lifecycle.go_on(w, r)
 
     def outcome(self, *, client_side: bool = False) -> Outcome:
         """Return what became of each request so far, as a copy.
@@ -164,10 +209,17 @@ class Simulation:
 
 
 def run_arm(
-    trace: Trace, replicas: Sequence[ReplicaSpec], program: Program, objective: Objective, seed: int
+    trace: Trace,
+    replicas: Sequence[ReplicaSpec],
+    program: Program,
+    objective: Objective,
+    seed: int,
+    *,
+    capacity: Sequence[CapacityChange] = (),
+    present: Sequence[bool] | None = None,
 ) -> Outcome:
     """Serve the whole trace with one policy on the whole fleet."""
-    simulation = Simulation(trace, replicas, objective, seed)
+    simulation = Simulation(trace, replicas, objective, seed, capacity=capacity, present=present)
     simulation.allocate([SimCell(program, tuple(range(len(replicas))), tuple(range(SHARDS)))])
     simulation.advance(math.inf)
     return simulation.outcome()
