@@ -13,6 +13,7 @@ from autopoiesis.synthesis.genetic import GeneticProposer
 from autopoiesis.synthesis.probe import Probe
 from autopoiesis.synthesis.proposer import Proposer
 from autopoiesis.synthesis.step import step
+from autopoiesis.synthesis.tuner import TuningProposer
 from autopoiesis.twin.simulation import run_arm
 
 
@@ -20,6 +21,8 @@ def proposer_for(brief: Brief) -> Proposer:
     """Return the proposer that the brief names; BriefError if there is none of that name."""
     if brief.synthesizer is Origin.GENETIC:
         return GeneticProposer()
+    if brief.synthesizer is Origin.TUNED:
+        return TuningProposer()
     if brief.synthesizer is Origin.FILES:
         if not brief.folder:
             raise BriefError("The files proposer needs a folder; name one.")

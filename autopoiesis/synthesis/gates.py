@@ -1,9 +1,12 @@
-"""The gates a proposal passes in order: verify, novelty, screen, race, hold-out."""
+"""The gates a proposal passes in order: verify, novelty, screen, race, hold-out, tuning."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
+
+from autopoiesis.arms.arm import Origin
 from autopoiesis.arms.compiler import compile_policy
 from autopoiesis.arms.language import Policy, PolicyError, verify
 from autopoiesis.arms.machine import Program
@@ -21,9 +24,12 @@ from autopoiesis.synthesis.race import (
     race_cells,
     screen_cell,
 )
+from autopoiesis.synthesis.tuning import tune
 from autopoiesis.telemetry.records import CandidateRow
 
-Gate = Literal["verify", "novelty", "screen", "race", "holdout", "promoted"]
+Gate = Literal["verify", "novelty", "screen", "race", "holdout", "promoted", "tuning", "tuned"]
+PROMOTING = frozenset({"promoted", "tuned"})
+"""Gates at which a candidate stands that is promoted: as it was proposed, or with other numbers."""
 
 CLEARLY_WORSE = 0.02
 """Loss in mean utility on the screen that ends a candidate."""
@@ -66,7 +72,7 @@ class Candidate:
         return CandidateRow(
             arm_id=self.policy.id if self.policy else "",
             source=self.policy.source if self.policy else text[:8192],
-            verdict="promoted" if self.gate == "promoted" else "rejected",
+            verdict="promoted" if self.gate in PROMOTING else "rejected",
             gate=self.gate,
             reason=self.reason,
             gain=self.gain.mean if self.gain else None,
@@ -247,10 +253,7 @@ class Gates:
                 "holdout", f"utility {futures.mean:+.4f} against {best} in perturbed futures"
             )
             return False
-        pooled = self.gain(
-            *candidate.runnable, [*self.race_on, *self._holdout_on, *self._futures_on]
-        )
-        candidate.gain = pooled
+        pooled = candidate.gain = self.gain(*candidate.runnable, self._everything)
         if not (pooled.low > 0.0 and pooled.mean >= floor):
             candidate.reject(
                 "holdout", f"gain {pooled} over {best} is not surely above 0 and at least {floor:g}"
@@ -261,6 +264,41 @@ class Gates:
             f"gain {pooled} over {best}; "
             f"hold-out windows {unseen.mean:+.4f}, perturbed futures {futures.mean:+.4f}"
         )
+        return True
+
+    @property
+    def _everything(self) -> list[Cell]:
+        return [*self.race_on, *self._holdout_on, *self._futures_on]
+
+    def retuned(self, candidate: Candidate, rng: np.random.Generator) -> Candidate | None:
+        """Search better numbers for a promoted candidate on the recent windows; None if there are none."""
+        assert candidate.policy is not None
+        found = tune(candidate.policy, self._course, self.race_on, rng)
+        if found.policy.id in self._known:
+            return None
+        self._known.add(found.policy.id)
+        thought = f"the numbers of {candidate.policy.id} tuned in {found.replays} replays"
+        proposal = Proposal(found.policy.source, Origin.TUNED, (candidate.policy.id,), thought)
+        return Candidate(proposal, found.policy, compile_policy(found.policy), "tuning")
+
+    def tuning_holds(self, tuned: Candidate, before: Candidate) -> bool:
+        """Do the new numbers surely beat the old ones on windows that they were not fitted to?"""
+        first = len(self._brief.windows)
+        unfitted = [c for c in (*self._holdout_on, *self._futures_on) if c.window >= first]
+        differences = [
+            self._course.utility(*tuned.runnable, cell)
+            - self._course.utility(*before.runnable, cell)
+            for cell in unfitted
+        ]
+        gain = paired_gain(differences, [cell.window for cell in unfitted])
+        pooled = tuned.gain = self.gain(*tuned.runnable, self._everything)
+        told = f"utility {gain} against its untuned self on hold-out windows and their futures"
+        if not (gain.low > 0.0 and pooled.low > 0.0):
+            tuned.reject("tuning", f"{told}: not surely better")
+            return False
+        tuned.gate = "tuned"
+        tuned.reason = f"gain {pooled} over {self.best.name}; {told}"
+        before.reject("tuning", f"good enough, but better with other numbers: {tuned.runnable[0]}")
         return True
 
 

@@ -95,11 +95,15 @@ class Course:
         """Return the policy's mean utility on a cell."""
         key = (policy_id, cell)
         if key not in self._utility:
-            self._in_time()
-            outcome = run_arm(cell.trace, self._replicas, program, self._objective, cell.seed)
-            self._utility[key] = mean_utility(outcome, self._objective, cell.counts)
-            self.replays += 1
+            self._utility[key] = self.replay(program, cell)
         return self._utility[key]
+
+    def replay(self, program: Program, cell: Cell) -> float:
+        """Run a program on a cell, even if it was run there before; return its mean utility."""
+        self._in_time()
+        outcome = run_arm(cell.trace, self._replicas, program, self._objective, cell.seed)
+        self.replays += 1
+        return mean_utility(outcome, self._objective, cell.counts)
 
     def has_run(self, policy_id: str, cell: Cell) -> bool:
         """Tell whether the policy has been run on a cell."""

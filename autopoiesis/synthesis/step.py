@@ -8,7 +8,7 @@ import numpy as np
 
 from autopoiesis.arms.arm import Arm, Origin, State
 from autopoiesis.synthesis.brief import Brief, BriefError
-from autopoiesis.synthesis.gates import Candidate, Gates
+from autopoiesis.synthesis.gates import PROMOTING, Candidate, Gates
 from autopoiesis.synthesis.proposer import Parent, Proposer
 from autopoiesis.synthesis.race import Course, OutOfTime
 from autopoiesis.telemetry.records import SynthesisRow
@@ -23,6 +23,10 @@ BREEDERS = 10
 """Raced candidates that may become parents, besides the incumbents."""
 HOLDOUT_SHARE = 0.4
 """Largest share of the budget kept back for the hold-out."""
+TUNING_SHARE = 0.2
+"""Share of the budget kept back for tuning what passes."""
+SEARCHING = 0.7
+"""Share of the time for tuning that goes into the search; the rest is for judging what it found."""
 
 Clock = Callable[[], float]
 
@@ -57,7 +61,7 @@ def step(
         beaten=cycle.beaten,
         candidates=tuple(
             c.row()
-            for c in (*cycle.promoted, *(c for c in cycle.candidates if c.gate != "promoted"))
+            for c in (*cycle.promoted, *(c for c in cycle.candidates if c.gate not in PROMOTING))
         ),
         error=cycle.error,
         conclusion=cycle.conclusion,
@@ -73,7 +77,7 @@ def promoted_arms(row: SynthesisRow, created_at: float) -> list[Arm]:
         Arm(
             id=arm_id,
             name=f"{row.synthesizer}-{arm_id[:4]}",
-            origin=Origin(row.synthesizer),
+            origin=Origin.TUNED if by_id[arm_id].gate == "tuned" else Origin(row.synthesizer),
             state=State.CANDIDATE,
             source=by_id[arm_id].source,
             created_at=created_at,
@@ -125,6 +129,7 @@ class _Cycle:
             self._search(gates)
         self._until_s = end_s
         self._judge_finalists(gates)
+        self._tune_promoted(gates)
         self._explain_the_rest()
         if self.promoted:
             gains = ", ".join(f"{c.runnable[0]} {c.gain}" for c in self.promoted)
@@ -142,7 +147,8 @@ class _Cycle:
         """Return the time that the hold-out will need, from what replays have cost so far."""
         replay_s = (self._clock() - self.started_s) / max(self._course.replays, 1)
         needed_s = 1.5 * replay_s * gates.holdout_replays * (FINALISTS + 1)
-        return min(needed_s, HOLDOUT_SHARE * self._brief.budget_s)
+        holdout_s = min(needed_s, HOLDOUT_SHARE * self._brief.budget_s)
+        return holdout_s + TUNING_SHARE * self._brief.budget_s
 
     def _search(self, gates: Gates) -> None:
         """Breed generation after generation until time, room or ideas run out."""
@@ -185,6 +191,23 @@ class _Cycle:
         for spare in self.promoted[PROMOTED:]:
             spare.reject("holdout", f"good enough, but {PROMOTED} were better: {spare.reason}")
         del self.promoted[PROMOTED:]
+
+    def _tune_promoted(self, gates: Gates) -> None:
+        """Replace promoted policies by themselves with better numbers where those surely are better."""
+        rng = np.random.default_rng([self._brief.seed, 5])
+        end_s = self._until_s
+        for i, candidate in enumerate(self.promoted):
+            left_s = (end_s - self._clock()) / (len(self.promoted) - i)
+            self._until_s = self._clock() + SEARCHING * left_s
+            tuned = gates.retuned(candidate, rng)
+            self._until_s = end_s
+            if tuned is None:
+                continue
+            self.candidates.append(tuned)
+            with suppress(OutOfTime):
+                if gates.tuning_holds(tuned, candidate):
+                    self.promoted[i] = tuned
+        self.promoted.sort(key=lambda c: c.gain.mean if c.gain else 0.0, reverse=True)
 
     def _explain_the_rest(self) -> None:
         """Give a reason to those that no gate has decided on."""

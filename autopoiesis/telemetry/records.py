@@ -199,7 +199,7 @@ class CandidateRow:
     verdict: str
     """promoted, rejected."""
     gate: str
-    """The gate that decided: verify, novelty, screen, race, holdout, or promoted."""
+    """The gate that decided: verify, novelty, screen, race, holdout, tuning, promoted, or tuned."""
     reason: str
     gain: float | None
     """Paired mean gain in utility over the best incumbent."""

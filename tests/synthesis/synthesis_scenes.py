@@ -8,6 +8,7 @@ from autopoiesis.arms.arm import Origin
 from autopoiesis.arms.language import verify
 from autopoiesis.arms.objective import Objective
 from autopoiesis.synthesis.brief import Brief, Incumbent, cut
+from autopoiesis.synthesis.proposer import Proposal
 from autopoiesis.twin.latency import profile
 from autopoiesis.twin.simulation import ReplicaSpec
 from autopoiesis.twin.trace import Trace
@@ -90,3 +91,25 @@ def hopeless_brief() -> Brief:
         replicas=uneven_fleet()[:1],
         max_candidates=24,
     )
+
+
+class Scripted:
+    """A proposer that says what it is told, and notes what it is shown."""
+
+    origin = Origin.FILES
+
+    def __init__(self, *batches: list[str]) -> None:
+        self.batches = list(batches)
+        self.briefs, self.parents, self.learnt = [], [], []
+
+    def propose(self, brief, parents, n, rng):
+        self.briefs.append(brief)
+        self.parents.append(list(parents))
+        batch = self.batches.pop(0) if self.batches else []
+        return [
+            Proposal(source, self.origin, thought="told so", tokens=7, cost_usd=0.5)
+            for source in batch
+        ]
+
+    def learn(self, verdicts):
+        self.learnt = list(verdicts)
