@@ -273,6 +273,29 @@ def replay(
     for_s: Annotated[
         float | None, typer.Option("--for", metavar="S", help="Use this many seconds of the trace.")
     ] = None,
+    capacity: Annotated[
+        Path | None,
+        typer.Option(
+            "--capacity",
+            metavar="FILE",
+            help="Capacity trace that takes and gives replicas meanwhile, as spot markets do.",
+        ),
+    ] = None,
+    notice: Annotated[
+        float,
+        typer.Option(
+            "--notice", min=0.0, metavar="S", help="How long before its loss a replica drains."
+        ),
+    ] = 0.0,
+    start_up: Annotated[
+        float | None,
+        typer.Option(
+            "--start-up",
+            min=0.0,
+            metavar="S",
+            help="How long a replica takes to start. [default: 31 to 116, by chance]",
+        ),
+    ] = None,
     slo_ttft: SloTtft = None,
     slo_tpot: SloTpot = None,
     data_dir: DataDir = None,
@@ -292,7 +315,8 @@ def replay(
         )  # fmt: skip
         report = replay_command(
             settings, trace, replicas=replicas, speed=speed, arms=arm or (), online=online, evolve=evolve,
-            for_s=for_s, quiet=quiet or json == "-",
+            for_s=for_s, quiet=quiet or json == "-", capacity_file=capacity, notice_s=notice,
+            start_up_s=start_up,
         )  # fmt: skip
     if json:
         write_json(report.as_dict(), json)
@@ -379,12 +403,14 @@ def doctor(json: Json = None) -> None:
 def traces_info(
     trace: Annotated[Path, typer.Argument(help="Trace to describe.")], json: Json = None
 ) -> None:
-    """Describe a trace: rate, burstiness, lengths, shared prefixes."""
+    """Describe a trace: rate, burstiness, lengths, shared prefixes; or what a capacity trace takes."""
     from autopoiesis.orchestrator.tables import pairs_table, write_json
+    from autopoiesis.twin.capacity_trace import is_capacity, read_capacity
     from autopoiesis.twin.trace import read_trace
 
     with refusals():
-        summary = asdict(read_trace(trace).summary())
+        read = read_capacity if is_capacity(trace) else read_trace
+        summary = asdict(read(trace).summary())
     if json:
         write_json(summary, json)
     if json != "-":

@@ -24,6 +24,7 @@ from autopoiesis.arms.seeds import seed_arms
 from autopoiesis.orchestrator.context import Scaler, describe
 from autopoiesis.orchestrator.loop import LoopSettings
 from autopoiesis.orchestrator.replay import observe, oracle, run_online, sim_cells
+from autopoiesis.orchestrator.replay_fleet import fleet_under
 from autopoiesis.orchestrator.reward import judge, utilities
 from autopoiesis.twin.composition import splice
 from autopoiesis.twin.latency import profile
@@ -170,16 +171,16 @@ def systems(scenario: Scenario, for_s: float, seed: int) -> dict[str, float]:
         "mabwiser": mean(switch(trace, fleet, scenario, *mabwiser(seed))),
     }
     for name, twin in (("loop, no twin", False), ("loop", True)):
-        online, _, _ = run_online(
+        run = run_online(
             trace,
-            fleet,
+            fleet_under(fleet),
             Registry(Arms()),
             scenario.objective,
             seed,
             scenario.window_s,
             settings=LoopSettings(twin=twin),
         )
-        result[name] = mean(online)
+        result[name] = mean(run.served.outcome)
     return result
 
 

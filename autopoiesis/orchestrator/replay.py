@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,10 +15,12 @@ from autopoiesis.arms.registry import Registry
 from autopoiesis.orchestrator.growth import RACE_WORTH
 from autopoiesis.orchestrator.loop import KEEP_WINDOWS, LoopSettings, Settled, WindowLoop
 from autopoiesis.orchestrator.observation import Observation, unfinished
+from autopoiesis.orchestrator.replay_fleet import ReplayFleet, Served, fleet_under, ready
 from autopoiesis.orchestrator.reward import met, percentile, utilities
 from autopoiesis.orchestrator.triggers import Trigger
+from autopoiesis.twin.capacity_trace import FleetCourse
 from autopoiesis.twin.outcome import LOST, Outcome, Status
-from autopoiesis.twin.simulation import ReplicaSpec, SimCell, Simulation, run_arm
+from autopoiesis.twin.simulation import ReplicaSpec, SimCell, Simulation
 from autopoiesis.twin.trace import Trace
 
 Floats = NDArray[np.float64]
@@ -107,8 +109,11 @@ def replay(
     window_s: float = 10.0,
     settings: LoopSettings | None = None,
     progress: Progress | None = None,
+    course: FleetCourse | None = None,
 ) -> ReplayReport:
     """Run the trace under each arm, under the learning system, and judge the hindsight oracle.
+
+    A `course` takes and gives replicas on the way, the same ones in every run.
 
     Raises:
         ValueError: the trace is empty, or there is no arm or no replica.
@@ -119,27 +124,26 @@ def replay(
     registry = Registry(_MemoryStore())
     for arm in arms:
         registry.add(replace(arm, state=State.LIVE))
+    fleet = fleet_under(replicas, course)
     began_s = time.perf_counter()
     simulated = 0
-    alone: dict[str, Outcome] = {}
+    alone: dict[str, Served] = {}
     for i, arm in enumerate(registry.serving()):
         tell(arm.name, i / len(arms))
-        alone[arm.id] = run_arm(trace, replicas, registry.program(arm.id), objective, seed)
+        alone[arm.id] = fleet.alone(trace, registry.program(arm.id), objective, seed)
         simulated += len(trace)
     rate = simulated / max(time.perf_counter() - began_s, 1e-9)
     results = [
-        _result(registry.get(a).name, _kind(registry.get(a)), o, objective, len(replicas), trace)
-        for a, o in alone.items()
+        _result(registry.get(a).name, _kind(registry.get(a)), served, objective, trace)
+        for a, served in alone.items()
     ]
-    settled: list[Settled] = []
-    created = 0
+    run: OnlineRun | None = None
     if online:
-        outcome, settled, created = run_online(
-            trace, replicas, registry, objective, seed, window_s, evolve, settings, tell
-        )
-        results.append(_result("online", "online", outcome, objective, len(replicas), trace))
-    best = oracle(alone, objective, window_s)
-    results.append(_result("oracle", "oracle", best, objective, len(replicas), trace))
+        run = run_online(trace, fleet, registry, objective, seed, window_s, evolve, settings, tell)
+        results.append(_result("online", "online", run.served, objective, trace))
+    best = oracle({a: served.outcome for a, served in alone.items()}, objective, window_s)
+    spent = float(np.mean([served.replica_seconds for served in alone.values()]))
+    results.append(_result("oracle", "oracle", Served(best, spent), objective, trace))
     human = [r for r in results if r["kind"] == "human"]
     return ReplayReport(
         trace=trace.name,
@@ -152,15 +156,24 @@ def replay(
         objective=objective.as_dict(),
         simulated_requests_per_s=rate,
         best_human=max(human, key=lambda r: r["utility"])["policy"] if human else None,
-        arms_created=created,
+        arms_created=run.created if run else 0,
         results=tuple(results),
-        settled=tuple(settled),
+        settled=run.settled if run else (),
     )
+
+
+class OnlineRun(NamedTuple):
+    """What came of a trace under the window loop."""
+
+    served: Served
+    settled: tuple[Settled, ...]
+    created: int
+    """Arms that were made."""
 
 
 def run_online(
     trace: Trace,
-    replicas: Sequence[ReplicaSpec],
+    fleet: ReplayFleet,
     registry: Registry,
     objective: Objective,
     seed: int,
@@ -168,25 +181,27 @@ def run_online(
     evolve: Evolve | None = None,
     settings: LoopSettings | None = None,
     tell: Progress | None = None,
-) -> tuple[Outcome, list[Settled], int]:
+) -> OnlineRun:
     """Let the window loop drive the twin through the trace.
 
-    Returns what became of the requests, the settled windows, and how many arms were made.
+    As in a live fleet it is told at the end of each window which replicas take requests: those get
+    the next window's cells. One that is lost within a window leaves its cell smaller until then.
     """
     tell = tell or _say_nothing
     loop = WindowLoop(registry, objective, seed, settings)
-    simulation = Simulation(trace, replicas, objective, seed)
-    fleet = tuple(replicas)
+    simulation = fleet.simulation(trace, objective, seed)
+    there = ready(simulation)
     settled: list[Settled] = []
     created = 0
     windows = _windows(trace, window_s)
     for window in range(windows):
         tell("online", window / windows)
-        allocation = loop.next_allocation(window, fleet)
-        simulation.allocate(sim_cells(allocation, registry, fleet))
+        allocation = loop.next_allocation(window, there)
+        simulation.allocate(sim_cells(allocation, registry, fleet.replicas))
         ended_s = (window + 1) * window_s
         simulation.advance(ended_s)
-        seen = observe(simulation, window, window_s, fleet)
+        there = ready(simulation)
+        seen = observe(simulation, window, window_s, there)
         done = loop.settle(seen)
         if done is not None:
             settled.append(done)
@@ -194,7 +209,7 @@ def run_online(
             continue
         recent = trace.slice(max(ended_s - SYNTHESIS_WINDOWS * window_s, 0.0), ended_s)
         request = Request(
-            done.trigger, recent, window_s, fleet, objective, registry.serving(), seed + window
+            done.trigger, recent, window_s, there, objective, registry.serving(), seed + window
         )
         for newcomer in evolve(request):
             known = {a.id for a in registry.all()}
@@ -203,8 +218,7 @@ def run_online(
                 loop.welcome(arm.id, newcomer.like, newcomer.gain, newcomer.pseudo_count)
                 created += 1
         loop.triggers.ended(ended_s)
-    simulation.advance(float("inf"))
-    return simulation.outcome(), settled, created
+    return OnlineRun(fleet.to_the_end(simulation), tuple(settled), created)
 
 
 def sim_cells(
@@ -221,7 +235,10 @@ def sim_cells(
 def observe(
     simulation: Simulation, window: int, window_s: float, replicas: tuple[ReplicaSpec, ...]
 ) -> Observation:
-    """Show the loop what arrived in the last windows or was unfinished then, and what came of it."""
+    """Show the loop what arrived in the last windows or was unfinished then, and what came of it.
+
+    `replicas` are those that there are now.
+    """
     ended_s = (window + 1) * window_s
     arrival_s, outcome = simulation.trace.arrival_s, simulation.outcome()
     last = int(np.searchsorted(arrival_s, ended_s))
@@ -257,17 +274,11 @@ def oracle(alone: Mapping[str, Outcome], objective: Objective, window_s: float) 
 
 
 def _result(
-    policy: str,
-    kind: str,
-    outcome: Outcome,
-    objective: Objective,
-    replicas: int,
-    trace: Trace,
+    policy: str, kind: str, served: Served, objective: Objective, trace: Trace
 ) -> dict[str, Any]:
     """Return one row of the report; all requests count, shed and failed ones with utility 0."""
+    outcome = served.outcome
     utility, _ = utilities(outcome, objective, np.inf)
-    ends = outcome.finished_s[~np.isnan(outcome.finished_s)]
-    lasted_s = max(trace.duration_s, float(ends.max()) if len(ends) else 0.0)
     e2e = outcome.e2e_s[~np.isnan(outcome.e2e_s)]
     return {
         "policy": policy,
@@ -283,7 +294,7 @@ def _result(
         "tpot_p99_s": percentile(outcome.tpot_s, 99),
         "e2e_mean_s": float(e2e.mean()) if len(e2e) else None,
         "e2e_p99_s": percentile(outcome.e2e_s, 99),
-        "replica_seconds": replicas * lasted_s,
+        "replica_seconds": served.replica_seconds,
     }
 
 

@@ -16,9 +16,10 @@ from autopoiesis.orchestrator.replay import Newcomer, ReplayReport, Request, rep
 from autopoiesis.orchestrator.settings import Settings
 from autopoiesis.synthesis.launch import run_worker_now
 from autopoiesis.telemetry.store import Store
+from autopoiesis.twin.capacity_trace import START_UP, StartUp, fleet_course, read_capacity
 from autopoiesis.twin.latency import profile
 from autopoiesis.twin.simulation import ReplicaSpec
-from autopoiesis.twin.trace import TraceError, read_trace
+from autopoiesis.twin.trace import Trace, TraceError, read_trace
 from autopoiesis.twin.warm import warm_up
 
 
@@ -33,8 +34,14 @@ def replay_command(
     evolve: bool,
     for_s: float | None,
     quiet: bool,
+    capacity_file: Path | None = None,
+    notice_s: float = 0.0,
+    start_up_s: float | None = None,
 ) -> ReplayReport:
-    """Replay a trace file under the arms asked for; every human one if none is."""
+    """Replay a trace file under the arms asked for; every human one if none is.
+
+    A capacity file takes and gives replicas meanwhile; `speed` speeds both files up.
+    """
     trace = read_trace(trace_file).speed(speed)
     if for_s is not None:
         trace = trace.slice(0.0, for_s)
@@ -42,6 +49,14 @@ def replay_command(
         raise TraceError(f"{trace_file}: no request is left of it; use a longer --for.")
     names = settings.profile
     fleet = [ReplicaSpec(f"replica-{i}", profile(names[i % len(names)])) for i in range(replicas)]
+    _refuse_what_none_can_serve(trace_file, trace, fleet)
+    course = None
+    if capacity_file is not None:
+        start_up = START_UP if start_up_s is None else StartUp(start_up_s, 0.0)
+        capacity = read_capacity(capacity_file).speed(speed)
+        course = fleet_course(
+            capacity, replicas, settings.seed, notice_s=notice_s, start_up=start_up
+        )
     chosen = _arms(settings, arms) if arms else seed_arms()
     warm_up()
     columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
@@ -58,6 +73,25 @@ def replay_command(
             window_s=settings.window_s,
             settings=settings.loop,
             progress=lambda what, done: bar.update(task, description=what, completed=done),
+            course=course,
+        )
+
+
+def _refuse_what_none_can_serve(file: Path, trace: Trace, fleet: Sequence[ReplicaSpec]) -> None:
+    """Raise a TraceError for a trace that the twin cannot run, or of which nothing would be served."""
+    kv_block = fleet[0].profile.kv_block_tokens
+    if len(trace.blocks) and trace.block_tokens % kv_block:
+        raise TraceError(
+            f"{file}: its prefix blocks of {trace.block_tokens} tokens are not whole KV blocks of "
+            f"{kv_block}; convert it to a multiple."
+        )
+    largest = max(fleet, key=lambda replica: replica.profile.kv_tokens).profile
+    needed = trace.input_tokens + trace.output_tokens
+    if int(needed.min()) > largest.kv_tokens:
+        i = int(needed.argmin())
+        raise TraceError(
+            f"{file}: every request is longer than the largest KV cache, {largest.kv_tokens} tokens "
+            f"of {largest.name}; the shortest, request {i + 1}, has {needed[i]}."
         )
 
 

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autopoiesis.arms.prefix import BLOCK_TOKENS
+from autopoiesis.twin.capacity_trace import CapacityTrace
 from autopoiesis.twin.trace import DEFAULT_MAX_OUTPUT_TOKENS, Trace
 
 HETEROGENEOUS = 1.8
@@ -149,6 +150,15 @@ def paper_trace(name: str, seed: int, *, phase_s: float, scale: float = 1.0) -> 
         raise ValueError(f"the paper has no trace {name!r}; it has {', '.join(PAPER_TRACES)}")
     batch = None if name.startswith("spotserve") else 0.0
     return phased(PAPER_TRACES[name], seed, phase_s=phase_s, arrive_s=batch, scale=scale, name=name)
+
+
+def paper_capacity() -> CapacityTrace:
+    """Return the size of the paper's elastic cluster over its 120 s (table 16)."""
+    return CapacityTrace(
+        SPOT_BUCKET_S * np.arange(len(SPOT_GPUS), dtype=np.float64),
+        np.array(SPOT_GPUS),
+        "spotserve",
+    )
 
 
 def _lengths(rng: np.random.Generator, mean: float, spread: float, n: int) -> NDArray[np.int64]:

@@ -1,5 +1,6 @@
 """Traces: the requests of a span of real traffic, as flat arrays."""
 
+import os
 from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
@@ -123,7 +124,7 @@ class Trace:
     def speed(self, factor: float) -> "Trace":
         """Return the same requests arriving `factor` times as fast."""
         if not factor > 0:
-            raise ValueError(f"a trace's speed must be above 0, not {factor}")
+            raise TraceError(f"a trace's speed must be above 0, not {factor}")
         return replace(self, arrival_s=self.arrival_s / factor)
 
     def _rows(self, first: int, last: int) -> "Trace":
@@ -226,7 +227,11 @@ def read_trace(path: str | PathLike[str]) -> Trace:
 
 
 def write_trace(trace: Trace, path: str | PathLike[str]) -> None:
-    """Write a trace as zstd Parquet that `read_trace` reads back unchanged."""
+    """Write a trace as zstd Parquet that `read_trace` reads back unchanged; whole or not at all.
+
+    Raises:
+        TraceError: the file cannot be written.
+    """
     start = pa.array(trace.block_start, pa.int32())
     blocks = pa.ListArray.from_arrays(start, pa.array(trace.blocks))
     sessions = [str(s) if s else None for s in trace.session.tolist()]
@@ -242,4 +247,12 @@ def write_trace(trace: Trace, path: str | PathLike[str]) -> None:
         }
     )
     metadata = {b"block_size_tokens": str(trace.block_tokens).encode(), HASHED_IDS: b"true"}
-    pq.write_table(table.replace_schema_metadata(metadata), Path(path), compression="zstd")
+    target = Path(path)
+    unfinished = target.with_name(f".{target.name}.{os.getpid()}")
+    try:
+        pq.write_table(table.replace_schema_metadata(metadata), unfinished, compression="zstd")
+        unfinished.replace(target)
+    except OSError as error:
+        raise TraceError(f"{target}: cannot be written ({error.strerror})") from error
+    finally:
+        unfinished.unlink(missing_ok=True)

@@ -45,8 +45,10 @@ def checked(
     field: str,
     values: Sequence[Any] | NDArray[Any],
     least: float,
+    *,
+    whole: bool = False,
 ) -> Floats:
-    """Return the values as finite floats of at least `least`."""
+    """Return the values as finite floats of at least `least`; whole ones, if they must be."""
     try:
         numbers = np.asarray(values, np.float64)
     except (TypeError, ValueError, OverflowError):
@@ -59,7 +61,10 @@ def checked(
     wrong = np.flatnonzero(~(np.isfinite(numbers) & (numbers >= least) & (numbers <= 2**53)))
     if len(wrong):
         i = int(wrong[0])
-        refuse(path, row(i), field, f"is {numbers[i]:g}; it must be finite and at least {least:g}")
+        refuse(path, row(i), field, f"is {numbers[i]:g}; it must be finite and {least:g} to 2^53")
+    if whole and len(broken := np.flatnonzero(numbers % 1.0)):
+        i = int(broken[0])
+        refuse(path, row(i), field, f"is {numbers[i]:g}; it must be a whole number")
     return numbers
 
 

@@ -76,6 +76,8 @@ def _read_mooncake(path: Path) -> Columns:
         hashes = record.get("hash_ids") or []
         if type(hashes) is not list or any(type(h) is not int for h in cast("list[Any]", hashes)):
             refuse(path, f"line {number}", "hash_ids", "must be a list of whole numbers")
+        if any(not -(1 << 63) <= h < 1 << 63 for h in cast("list[int]", hashes)):
+            refuse(path, f"line {number}", "hash_ids", "has a number beyond 64 bits")
         ids.extend(cast("list[int]", hashes))
         start.append(len(ids))
     if not lines:
@@ -88,13 +90,9 @@ def _read_mooncake(path: Path) -> Columns:
     arrival_s = spread_ticks(in_order(path, row, "timestamp", timestamp) / 1000.0)
     plain = without_blocks(
         arrival_s,
-        checked(path, row, "input_length", columns["input_length"], 1),
-        checked(path, row, "output_length", columns["output_length"], 0),
+        checked(path, row, "input_length", columns["input_length"], 1, whole=True),
+        checked(path, row, "output_length", columns["output_length"], 0, whole=True),
     )
-    try:
-        raw = np.array(ids, np.int64)
-    except OverflowError:
-        raise TraceError(f"{path}: `hash_ids` holds a number beyond 64 bits") from None
     return Columns(
         arrival_s=plain.arrival_s,
         input_tokens=plain.input_tokens,
@@ -103,7 +101,7 @@ def _read_mooncake(path: Path) -> Columns:
         session=plain.session,
         priority=plain.priority,
         block_start=np.array(start, np.int64),
-        blocks=hashed(raw, path.stem),
+        blocks=hashed(np.array(ids, np.int64), path.stem),
         block_tokens=MOONCAKE_BLOCK_TOKENS,
     )
 
@@ -174,7 +172,7 @@ def _read_csv(path: Path) -> Columns:
     arrival_s = in_order(path, row, layout[0], checked(path, row, layout[0], times, 0))
     return without_blocks(
         arrival_s,
-        checked(path, row, layout[1], lengths[0], 1),
-        checked(path, row, layout[2], lengths[1], 0),
+        checked(path, row, layout[1], lengths[0], 1, whole=True),
+        checked(path, row, layout[2], lengths[1], 0, whole=True),
         hashed_names(sessions, path.stem) if sessions else None,
     )

@@ -6,6 +6,7 @@ from typing import Any, cast
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from autopoiesis.arms.prefix import BLOCK_TOKENS
 from autopoiesis.twin.trace_columns import (
@@ -43,12 +44,14 @@ def read_parquet(path: Path) -> Columns:
     def row(i: int) -> str:
         return f"row {i + 1}"
 
-    def numbers(field: str, least: float) -> Floats:
+    def numbers(field: str, least: float, *, whole: bool = False) -> Floats:
         column = table.column(field)
+        if pa.types.is_temporal(column.type) or pa.types.is_boolean(column.type):
+            raise TraceError(f"{path}: `{field}` holds {column.type}; it must hold numbers")
         if column.null_count:
             at = column.is_null().to_pylist().index(True)
             refuse(path, row(at), field, "is null; it must be a number")
-        return checked(path, row, field, column.to_numpy(), least)
+        return checked(path, row, field, column.to_numpy(), least, whole=whole)
 
     arrival_s = in_order(path, row, "arrival_s", numbers("arrival_s", 0))
     if b"mooncake" in metadata.get(b"source", b"").lower():
@@ -57,7 +60,7 @@ def read_parquet(path: Path) -> Columns:
     start, blocks = _parquet_blocks(path, table, None if hashed else path.stem)
     limits = priority = None
     if "max_output_tokens" in table.column_names:
-        limits = numbers("max_output_tokens", 1).astype(np.int64)
+        limits = numbers("max_output_tokens", 1, whole=True).astype(np.int64)
     if "priority" in table.column_names:
         priority = numbers("priority", -(2.0**31))
     try:
@@ -70,8 +73,8 @@ def read_parquet(path: Path) -> Columns:
         raise TraceError(f"{path}: has block_hashes but no `block_size_tokens` in its metadata")
     return Columns(
         arrival_s=arrival_s,
-        input_tokens=numbers("input_tokens", 1).astype(np.int64),
-        output_tokens=np.maximum(numbers("output_tokens", 0), 1.0).astype(np.int64),
+        input_tokens=numbers("input_tokens", 1, whole=True).astype(np.int64),
+        output_tokens=np.maximum(numbers("output_tokens", 0, whole=True), 1.0).astype(np.int64),
         max_output_tokens=limits,
         session=_parquet_sessions(path, table, None if hashed else path.stem),
         priority=np.zeros(len(arrival_s)) if priority is None else priority,
@@ -92,17 +95,29 @@ def _parquet_blocks(path: Path, table: Any, salt: str | None) -> tuple[Ints, Int
         raise TraceError(f"{path}: `block_hashes` must be a column of lists of whole numbers")
     counts = column.value_lengths().fill_null(0).to_numpy()
     ids = column.flatten()
-    if ids.null_count:
-        raise TraceError(f"{path}: `block_hashes` holds a null")
-    raw = ids.to_numpy().astype(np.int64)
     start = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
-    return start, raw if salt is None else hashed(raw, salt)
+
+    def refuse_block(wrong: NDArray[np.bool_], what: str) -> None:
+        if wrong.any():
+            at = int(np.searchsorted(start, wrong.argmax(), side="right"))
+            refuse(path, f"row {at}", "block_hashes", f"holds {what}")
+
+    refuse_block(ids.is_null().to_numpy(zero_copy_only=False), "a null")
+    raw = ids.to_numpy().astype(np.int64)
+    if salt is not None:
+        return start, hashed(raw, salt)
+    refuse_block(raw == 0, "0, which is no hash")
+    return start, raw
 
 
 def _parquet_sessions(path: Path, table: Any, salt: str | None) -> Ints:
     if "session_id" not in table.column_names:
         return np.zeros(table.num_rows, np.int64)
-    names = cast("list[str | None]", table.column("session_id").cast(pa.string()).to_pylist())
+    try:
+        column = table.column("session_id").cast(pa.string())
+    except pa.ArrowException:
+        raise TraceError(f"{path}: `session_id` must be a column of text or numbers") from None
+    names = cast("list[str | None]", column.to_pylist())
     if salt is not None:
         return hashed_names(names, salt)
     try:

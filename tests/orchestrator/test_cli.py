@@ -1,11 +1,15 @@
 import json
 import socket
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from gateway_process import run
+from typer.testing import CliRunner
 
+from autopoiesis.cli import app
 from autopoiesis.replicas.fleet import free_ports
+from autopoiesis.twin.trace import read_trace, write_trace
 
 TRACES = Path(__file__).parents[2] / "traces"
 RESULT_KEYS = {
@@ -31,6 +35,46 @@ def test_replay_prints_the_keys_of_the_contract_for_every_arm_and_online(tmp_pat
     assert {"online", "oracle"} < set(kinds)
     best = max((r for r in report["results"] if r["kind"] == "human"), key=lambda r: r["utility"])
     assert best["policy"] == report["best_human"]
+
+
+def test_replay_runs_everyone_under_the_losses_of_a_capacity_trace(tmp_path):
+    (tmp_path / "spot.csv").write_text("t_s,nodes\n0,4\n100,2\n")
+    trace = str(TRACES / "azure2023_conv_a.parquet")
+    arguments = ("--speed", "5", "--for", "60", "--capacity", "spot.csv", "--arm", "random")
+    code, out, _ = run("replay", trace, *arguments, "--json", "-", cwd=tmp_path)
+    report = json.loads(out)
+
+    assert 0 == code
+    assert set(report) == REPORT_KEYS
+    for result in report["results"]:
+        assert set(result) == RESULT_KEYS
+        assert 4 * 20 + 2 * 39 < result["replica_seconds"] < 4 * 20 + 2 * 60
+
+
+def test_traces_info_describes_a_capacity_trace(tmp_path):
+    trace = str(TRACES / "spot_gcp_a100.parquet")
+    code, out, _ = run("traces", "info", trace, "--json", "-", cwd=tmp_path)
+
+    assert 0 == code
+    told = json.loads(out)
+    assert (told["nodes_min"], told["nodes_max"], told["largest_loss"]) == (17, 64, 36)
+
+
+def test_replay_takes_a_profile_made_from_figures(tmp_path):
+    trace = str(TRACES / "azure2023_conv_a.parquet")
+    arguments = (
+        "--profile",
+        "l40s-qwen3-8b-tp1-fp8",
+        "--for",
+        "60",
+        "--arm",
+        "random",
+        "--no-online",
+    )
+    code, out, _ = run("replay", trace, *arguments, "--json", "-", cwd=tmp_path)
+
+    assert 0 == code
+    assert "l40s-qwen3-8b-tp1-fp8" == json.loads(out)["profile"]
 
 
 def test_replay_takes_a_policy_file(tmp_path):
@@ -80,6 +124,41 @@ def test_bad_input_gets_one_sentence_and_its_exit_code(tmp_path, arguments, code
 
     assert (code, True) == (got, word in errors), errors
     assert "Traceback" not in errors
+
+
+@pytest.mark.parametrize(
+    ("rows", "arguments", "says"),
+    [
+        ("0,2,2\n1,-2,2\n", (), "line 3: `ContextTokens` is -2"),
+        ("", (), "no request in it"),
+        ("nan,2,2\n", (), "line 2: `TIMESTAMP` is nan"),
+        ("5,2,2\n1,2,2\n", (), "line 3: `TIMESTAMP` is earlier"),
+        ("0,9000000,2\n1,8000000,2\n", (), "the shortest, request 2, has 8000002"),
+        ("0,2,2\n", ("--profile", "h100-llama-3-70b-tp1-bf16"), "weights take 141.1 GB"),
+        ("0,2,2\n", ("--for", "0"), "no request is left"),
+        ("0,2,2\n", ("--capacity", "nowhere.csv"), "nowhere.csv: there is no such file"),
+        ("0,2,2\n", ("--capacity", "trace.csv"), "is no capacity trace"),
+        ("0,2,2\n", ("--capacity", "spot.csv"), "line 3: `nodes` is -1"),
+    ],
+)
+def test_replay_refuses_what_it_cannot_run(tmp_path, monkeypatch, rows, arguments, says):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "trace.csv").write_text("TIMESTAMP,ContextTokens,GeneratedTokens\n" + rows)
+    (tmp_path / "spot.csv").write_text("t_s,nodes\n0,4\n1,-1\n")
+    result = CliRunner().invoke(app, ["replay", "trace.csv", *arguments])
+
+    assert (2, True) == (result.exit_code, says in result.stderr), result.output
+    assert 1 == result.stderr.count("\n")
+
+
+def test_replay_refuses_prefix_blocks_that_are_no_kv_blocks(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    conversation = read_trace(TRACES / "mooncake_conversation_a.parquet").head(5)
+    write_trace(replace(conversation, block_tokens=500), "odd.parquet")
+    result = CliRunner().invoke(app, ["replay", "odd.parquet"])
+
+    assert 2 == result.exit_code
+    assert "prefix blocks of 500 tokens are not whole KV blocks of 16" in result.stderr
 
 
 def test_no_directory_can_be_made_where_a_file_is(tmp_path):

@@ -1,6 +1,7 @@
 import hashlib
 import re
 from dataclasses import fields, replace
+from datetime import UTC, datetime
 from pathlib import Path
 from random import Random
 
@@ -133,6 +134,8 @@ def test_azure_and_burstgpt_csv(tmp_path: Path) -> None:
     assert trace.session[1] == 0
 
 
+AZURE = b"TIMESTAMP,ContextTokens,GeneratedTokens\n"
+BURST = b"Timestamp,Session ID,Elapsed time,Model,Request tokens,Response tokens,Total tokens,Log Type\n"
 GOOD = '{"timestamp": 10, "input_length": 6, "output_length": 5, "hash_ids": [1]}\n'
 
 
@@ -167,6 +170,29 @@ GOOD = '{"timestamp": 10, "input_length": 6, "output_length": 5, "hash_ids": [1]
         ((GOOD + GOOD.replace("10", "9")).encode(), "line 2: `timestamp` is earlier"),
         ((GOOD + GOOD.replace("[1]", "[1.5]")).encode(), "line 2: `hash_ids` must be a list"),
         ((GOOD + GOOD.replace("[1]", "7")).encode(), "line 2: `hash_ids` must be a list"),
+        (
+            (GOOD + GOOD.replace("[1]", f"[{2**63}]")).encode(),
+            "line 2: `hash_ids` has a number beyond",
+        ),
+        (
+            (GOOD + GOOD.replace("6", "6.5")).encode(),
+            "line 2: `input_length` is 6.5; it must be a whole",
+        ),
+        ((GOOD + GOOD.replace("6", "NaN")).encode(), "line 2: is not valid JSON"),
+        ((GOOD + GOOD.replace("10", "-10")).encode(), "line 2: `timestamp` is -10"),
+        ((GOOD + GOOD.replace("6", "0")).encode(), "line 2: `input_length` is 0"),
+        (AZURE + b"nan,2,3\n", "line 2: `TIMESTAMP` is nan"),
+        (AZURE + b"1,2,3\ninf,2,3\n", "line 3: `TIMESTAMP` is inf"),
+        (AZURE + b"1,-2,3\n", "line 2: `ContextTokens` is -2"),
+        (AZURE + b"1,2,2.5\n", "line 2: `GeneratedTokens` is 2.5; it must be a whole number"),
+        (AZURE + b"1,,3\n", "line 2: `ContextTokens` is ''"),
+        (
+            AZURE + b"1,1e300,3\n",
+            "line 2: `ContextTokens` is 1e+300; it must be finite and 1 to 2^53",
+        ),
+        (BURST + b"5,,1,m,4,3,7,x\n1,,1,m,4,3,7,x\n", "line 3: `Timestamp` is earlier"),
+        (BURST + b"5,,1,m,-4,3,7,x\n", "line 2: `Request tokens` is -4"),
+        (BURST + b"5,,1,m,4,nan,7,x\n", "line 2: `Response tokens` is nan"),
     ],
 )
 def test_a_broken_file_is_named(tmp_path: Path, content: bytes, says: str) -> None:
@@ -194,6 +220,25 @@ def test_a_broken_parquet_is_named(tmp_path: Path) -> None:
     assert "row 2: `input_tokens` is null" in says(**good | {"input_tokens": [1, None]})
     assert "row 1: `output_tokens` is -1" in says(**good | {"output_tokens": [-1, 2]})
     assert "row 2: `input_tokens` is 'x'" in says(**good | {"input_tokens": ["1", "x"]})
+    nan = float("nan")
+    assert "row 2: `arrival_s` is nan" in says(**good | {"arrival_s": [0.0, nan]})
+    assert "row 2: `arrival_s` is inf" in says(**good | {"arrival_s": [0.0, float("inf")]})
+    assert "row 1: `arrival_s` is -1" in says(**good | {"arrival_s": [-1.0, 0.0]})
+    assert "row 2: `output_tokens` is nan" in says(**good | {"output_tokens": [1.0, nan]})
+    assert "row 1: `input_tokens` is 0" in says(**good | {"input_tokens": [0, 2]})
+    assert "row 1: `input_tokens` is 1.5; it must be a whole" in says(
+        **good | {"input_tokens": [1.5, 2.0]}
+    )
+    assert "`input_tokens` holds bool" in says(**good | {"input_tokens": [True, True]})
+    assert "`arrival_s` holds timestamp" in says(
+        **good | {"arrival_s": [datetime(2026, 1, 1, tzinfo=UTC)] * 2}
+    )
+    assert "row 1: `priority` is nan" in says(**good, priority=[nan, 0.0])
+    assert "row 2: `max_output_tokens` is 0" in says(**good, max_output_tokens=[1, 0])
+    assert "`session_id` must be a column of text" in says(**good, session_id=[["a"], ["b"]])
+    assert "row 2: `block_hashes` holds a null" in says(
+        **good, block_hashes=pa.array([[1], [3, None]])
+    )
     assert "no `block_size_tokens`" in says(**good, block_hashes=[[1], [2]])
     assert "`block_hashes` must be a column of lists" in says(**good, block_hashes=["a", "b"])
     with pytest.raises(TraceError, match="there is no such file"):

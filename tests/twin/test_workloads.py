@@ -18,6 +18,7 @@ from autopoiesis.twin.phases import (
     SPOT_GPUS,
     SPOT_PHASE_S,
     Phase,
+    paper_capacity,
     paper_trace,
     phased,
 )
@@ -191,6 +192,10 @@ def test_the_heterogeneous_cluster_gets_more_requests_of_the_same_shape() -> Non
 def test_the_papers_cluster_grows_from_24_to_64_and_shrinks_to_43() -> None:
     assert (SPOT_GPUS[0], max(SPOT_GPUS), SPOT_GPUS[-1]) == (24, 64, 43)
     assert len(SPOT_GPUS) * SPOT_BUCKET_S == 120.0 == 4 * SPOT_PHASE_S
+    cluster = paper_capacity()
+    assert cluster.duration_s == 117.0
+    assert cluster.replicas(16).tolist()[:3] == [6, 6, 7]
+    assert cluster.replicas(16).max() == 16
 
 
 @settings(max_examples=60, deadline=None)
