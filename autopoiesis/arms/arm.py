@@ -49,3 +49,5 @@ class Arm:
     pinned: bool = False
     thought: str = ""
     """What its author said of it."""
+    slow: str = ""
+    """Source of its slow functions, empty for none."""

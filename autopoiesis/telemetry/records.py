@@ -3,6 +3,8 @@
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from autopoiesis.arms.allocation import Allocation
+
 
 class Status(StrEnum):
     """How a request ended."""
@@ -187,6 +189,27 @@ class EventRow:
     window: int
     subject: str
     message: str
+
+
+@dataclass(frozen=True, slots=True)
+class GuardRails:
+    """What an operator has ordered: bounds within which the loop decides."""
+
+    frozen: bool = False
+    """Arms and allocation stay as they are; learning goes on."""
+    dry_run: bool = False
+    """The loop decides and records, nothing is applied."""
+    human_only: bool = False
+    """Only arms that people wrote have traffic."""
+    only: str = ""
+    """Id of the arm that has all traffic, empty for none."""
+    held: Allocation | None = None
+    """What serves while frozen or in dry run."""
+
+    @property
+    def hold(self) -> bool:
+        """Whether arms and allocation stay as they are."""
+        return self.frozen or self.dry_run
 
 
 @dataclass(frozen=True, slots=True)

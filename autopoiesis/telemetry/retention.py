@@ -11,7 +11,10 @@ BY_WINDOW = ("cells", "arm_estimates", "allocations", "twin_errors", "plans")
 
 
 def forget(c: Connection, time_s: float, *, history: bool) -> None:
-    """Delete the detail of the whole hours before `time_s`; with `history`, the windows too."""
+    """Delete the detail of the whole hours before `time_s`; with `history`, the windows too.
+
+    What is known of arms stays: the registry forgets nothing.
+    """
     edge_s = time_s // HOUR_S * HOUR_S
     for table, column in DETAIL.items():
         c.execute(f"delete from {table} where {column} < ?", [edge_s])  # noqa: S608
@@ -25,7 +28,7 @@ def forget(c: Connection, time_s: float, *, history: bool) -> None:
         c.execute(f"delete from {table} where window_id < (select min(window_id) from windows)")  # noqa: S608
     c.execute(
         "delete from candidates where synthesis in "
-        "(select synthesis from syntheses where started_s < ?)",
+        "(select synthesis from syntheses where started_s < ?) and arm_id not in (select id from arms)",
         [edge_s],
     )
     c.execute("delete from syntheses where started_s < ?", [edge_s])

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
+import orjson
 from duckdb import DuckDBPyConnection as Connection
 from numpy.typing import NDArray
 
@@ -23,6 +24,7 @@ from autopoiesis.telemetry.records import (
     CandidateRow,
     CellRow,
     EventRow,
+    GuardRails,
     ReplicaSample,
     RequestRecord,
     SynthesisRow,
@@ -50,6 +52,8 @@ ESTIMATE = _names(ArmEstimate)
 SYNTHESIS = _names(SynthesisRow, "candidates")
 CANDIDATE = _names(CandidateRow)
 ARM = _names(Arm)
+RAILS = ("frozen", "dry_run", "human_only", "only_arm", "held", "reason", "at_s")
+STEP = ("arm_id", "state", "pinned", "reason", "at_s")
 CELL = _names(Cell)
 
 
@@ -60,9 +64,10 @@ class Store:
     store usable.
     """
 
-    def __init__(self, path: Path, owner: Owner) -> None:
+    def __init__(self, path: Path, owner: Owner, clock: Callable[[], float] = time.time) -> None:
         self.path = path
         self._owner = owner
+        self._clock = clock
         self._last_window = self._greatest("window_id", "windows")
         self._last_synthesis = self._greatest("synthesis", "syntheses")
 
@@ -83,6 +88,7 @@ class Store:
         return cls(
             path,
             Owner(str(path), lambda: open_database(path, memory_limit=memory_limit, clock=clock)),
+            clock,
         )
 
     def close(self) -> None:
@@ -166,11 +172,28 @@ class Store:
         self._last_synthesis = number
 
     def save_arm(self, arm: Arm) -> None:
-        """Write an arm in place of what was stored under its id."""
+        """Write an arm in place of what was stored under its id, and the step it took to its history."""
 
         def write(c: Connection) -> None:
+            before = c.execute("select state, pinned from arms where id = ?", [arm.id]).fetchone()
             c.execute("delete from arms where id = ?", [arm.id])
             _insert(c, "arms", ARM, [arm])
+            if before != (arm.state, arm.pinned):
+                pinned = before and before[0] == arm.state
+                reason = ("pinned" if arm.pinned else "unpinned") if pinned else arm.reason
+                step = (arm.id, str(arm.state), arm.pinned, reason, self._clock())
+                _append(c, "arm_history", STEP, [step])
+
+        self._owner.transact(write)
+
+    def write_guard_rails(self, rails: GuardRails, reason: str, events: Sequence[EventRow]) -> None:
+        """Write what an operator has ordered, and the events that tell of it."""
+        held = _held_text(rails.held)
+        row = (rails.frozen, rails.dry_run, rails.human_only, rails.only, held, reason)
+
+        def write(c: Connection) -> None:
+            _append(c, "guard_rails", RAILS, [(*row, self._clock())])
+            _insert(c, "events", _names(EventRow), events)
 
         self._owner.transact(write)
 
@@ -202,6 +225,17 @@ class Store:
         )
         cells = [Cell(arm, tuple(group), tuple(shards), p) for _, arm, group, shards, p in rows]
         return Allocation(rows[0][0], tuple(cells)) if rows else None
+
+    def load_guard_rails(self) -> GuardRails:
+        """Return what an operator has ordered last."""
+        rows = self._owner.fetch(
+            "select frozen, dry_run, human_only, only_arm, held from guard_rails "
+            "where rowid = (select max(rowid) from guard_rails)"
+        )
+        if not rows:
+            return GuardRails()
+        *ordered, held = rows[0]
+        return GuardRails(*ordered, held=_held_allocation(held))
 
     def load_state(self) -> dict[str, NDArray[Any]]:
         """Return the arrays that the last window with a state wrote."""
@@ -280,3 +314,16 @@ def _replace_allocation(c: Connection, allocation: Allocation) -> None:
     c.execute("delete from allocations where window_id = ?", [allocation.window])
     rows = [(allocation.window, i, *_values(x, CELL)) for i, x in enumerate(allocation.cells)]
     _append(c, "allocations", ("window_id", "cell", *CELL), rows)
+
+
+def _held_text(held: Allocation | None) -> str:
+    if held is None:
+        return ""
+    return orjson.dumps([held.window, [_values(cell, CELL) for cell in held.cells]]).decode()
+
+
+def _held_allocation(text: str) -> Allocation | None:
+    if not text:
+        return None
+    window, cells = orjson.loads(text)
+    return Allocation(window, tuple(Cell(a, tuple(r), tuple(s), p) for a, r, s, p in cells))

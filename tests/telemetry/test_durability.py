@@ -7,18 +7,21 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import duckdb
 import pytest
 from telemetry_rows import fill, window_row
 
+from autopoiesis.arms.arm import State
 from autopoiesis.telemetry import database
 from autopoiesis.telemetry.database import SCHEMA_VERSION
 from autopoiesis.telemetry.query import query_file
 from autopoiesis.telemetry.recovery import set_wal_aside
 from autopoiesis.telemetry.store import Store, TelemetryError
 
+SCHEMA_1 = Path(__file__).with_name("schema_version_1.sql")
 HERE = str(Path(__file__).parent)
 
 WRITER = """
@@ -219,6 +222,58 @@ def test_an_older_file_is_brought_up_to_date_step_by_step(
         with Store.open(path) as store:
             assert store.query("select distinct note from windows").rows == [["moved"]]
             assert store.query("select schema_version from meta").rows == [[SCHEMA_VERSION + 2]]
+
+
+def version_1(path: Path) -> None:
+    """Make a file as schema version 1 left it: two seeds and an arm that has come a long way."""
+    with duckdb.connect(str(path)) as connection:
+        connection.execute(SCHEMA_1.read_text())
+        connection.execute("insert into meta values (1, '2.0.0', timestamp '2026-11-24 00:00:00')")
+        columns = "(id, name, origin, state, reason, pinned, parents, created_s, thought, source)"
+        connection.execute(
+            f"insert into arms {columns} values "
+            "('a', 'seed', 'human', 'live', 'by people', false, [], 0, '', 's'), "
+            "('b', 'bred', 'genetic', 'live', 'no harm: +0.1', true, ['a'], 1.8e9, 'hm', 's'), "
+            "('c', 'late', 'genetic', 'retired', 'weakest', false, ['b'], 1.8e9, '', 's')"
+        )
+        connection.execute(
+            "insert into events values ('arm', 1, 'bred', 'canary: gain 0.1', 1.8e9 + 1), "
+            "('arm', 2, 'bred', 'live: no harm: +0.1', 1.8e9 + 5), "
+            "('arm', 2, 'bred', 'confirmed by a switchback: +0.1', 1.8e9 + 6), "
+            "('arm', 2, 'late', 'canary: gain 0.2', 1.8e9 + 7), "
+            "('allocation', 2, '', 'live: bred on 4', 1.8e9 + 7)"
+        )
+
+
+def test_a_file_of_version_1_is_brought_up_to_date_with_what_it_tells_of_arms(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "telemetry.duckdb"
+    version_1(path)
+    assert query_file(path, "select count(*) from arms").rows == [[3]]
+    for _ in range(2):
+        with Store.open(path) as store:
+            assert [(a.id, a.pinned, a.slow) for a in store.load_arms()] == [
+                ("a", False, ""),
+                ("b", True, ""),
+                ("c", False, ""),
+            ]
+            history = store.query(
+                "select arm_id, state, reason, at_s from arm_history order by rowid"
+            )
+            assert history.rows == [
+                ["a", "live", "by people", 1_795_478_400.0],
+                ["b", "canary", "gain 0.1", 1.8e9 + 1],
+                ["b", "live", "no harm: +0.1", 1.8e9 + 5],
+                ["c", "canary", "gain 0.2", 1.8e9 + 7],
+                ["c", "retired", "weakest", 1.8e9 + 7],
+            ]
+            assert store.query("select schema_version from meta").rows == [[SCHEMA_VERSION]]
+            assert store.query("select count(*) from events").rows == [[5]]
+    with Store.open(path) as store:
+        store.save_arm(replace(store.load_arms()[0], state=State.CANARY, reason="doubts"))
+        steps = store.query("select state from arm_history where arm_id = 'a' order by rowid")
+        assert steps.rows == [["live"], ["canary"]]
 
 
 def test_a_migration_that_fails_changes_nothing(

@@ -25,7 +25,7 @@ from autopoiesis.arms.allocation import Allocation, Cell
 from autopoiesis.arms.arm import Arm, Origin, State
 from autopoiesis.telemetry import records
 from autopoiesis.telemetry.arrays import pack, unpack
-from autopoiesis.telemetry.records import CandidateRow, SynthesisRow
+from autopoiesis.telemetry.records import CandidateRow, GuardRails, SynthesisRow
 from autopoiesis.telemetry.store import Store, TelemetryError
 
 ARM = Arm(
@@ -119,6 +119,40 @@ def test_arms_round_trip_and_are_replaced_by_id(store: Store, tmp_path: Path) ->
     store.close()
     with Store.open(store.path) as again:
         assert again.load_arms() == [ARM, moved]
+
+
+def test_every_step_of_an_arm_is_kept_with_its_time(tmp_path: Path) -> None:
+    times = iter([5.0, 6.0, 7.0, 8.0, 9.0])
+    arm = replace(ARM, state=State.CANDIDATE, pinned=False)
+    with Store.open(tmp_path / "telemetry.duckdb", clock=lambda: next(times)) as store:
+        for step in (
+            arm,
+            replace(arm, state=State.CANARY, reason="good"),
+            replace(arm, state=State.CANARY, reason="good", thought="nothing new"),
+            replace(arm, state=State.CANARY, reason="good", pinned=True),
+            replace(arm, state=State.CANARY, reason="good"),
+        ):
+            store.save_arm(step)
+        history = store.query("select state, pinned, reason, at_s from arm_history order by rowid")
+    assert history.rows == [
+        ["candidate", False, "a seed", 6.0],
+        ["canary", False, "good", 7.0],
+        ["canary", True, "pinned", 8.0],
+        ["canary", False, "unpinned", 9.0],
+    ]
+
+
+def test_guard_rails_survive_a_restart_with_the_allocation_that_they_hold(store: Store) -> None:
+    assert store.load_guard_rails() == GuardRails()
+    frozen = GuardRails(frozen=True, only="aaaa", held=allocation(3))
+    store.write_guard_rails(frozen, "deployment", [event(0)])
+    store.write_guard_rails(replace(frozen, human_only=True), "night", [])
+    store.close()
+    with Store.open(store.path) as again:
+        assert again.load_guard_rails() == replace(frozen, human_only=True)
+        told = again.query("select frozen, human_only, only_arm, reason from guard_rails")
+        assert told.rows == [[True, False, "aaaa", "deployment"], [True, True, "aaaa", "night"]]
+        assert again.query("select count(*) from events").rows == [[1]]
 
 
 def test_allocation_round_trips_and_may_be_replaced(store: Store) -> None:
@@ -257,7 +291,10 @@ def test_detail_is_forgotten_by_whole_hours_and_history_when_told(store: Store) 
     ]
     counts = "select (from syntheses select count(*)), (from candidates select count(*)), (from events select count(*))"
     assert store.query(counts).rows == [[0, 0, 2]]
+    store.save_arm(ARM)
+    store.write_synthesis(replace(SYNTHESIS, started_s=hour - 1))
     store.forget_before(hour + 90_000.0, history=True)
+    assert store.query("select arm_id, gain from candidates").rows == [["aaaa", 0.1]]
     assert store.query("select window_id from windows").rows == [[2]]
     store.close()
     with Store.open(store.path) as again:
