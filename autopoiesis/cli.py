@@ -1,18 +1,32 @@
 """The command line. Each command reads its options, calls one room, and prints the answer."""
 
 import sys
-from collections.abc import Generator
-from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from autopoiesis import __version__
-
-FAILED, WRONG_USAGE, CANNOT_START = 1, 2, 3
+from autopoiesis.cli_arms import arms_app
+from autopoiesis.cli_options import (
+    FAILED,
+    WRONG_USAGE,
+    Config,
+    DataDir,
+    Json,
+    Profiles,
+    Quiet,
+    Seed,
+    SloTpot,
+    SloTtft,
+    Verbose,
+    err,
+    out,
+    read_settings,
+    refusals,
+    stop_with,
+)
 
 app = typer.Typer(
     name="autopoiesis",
@@ -21,70 +35,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-arms_app = typer.Typer(help="The registry of arms.", no_args_is_help=True)
 traces_app = typer.Typer(help="Traces of requests.", no_args_is_help=True)
 app.add_typer(arms_app, name="arms")
 app.add_typer(traces_app, name="traces")
-
-out = Console()
-err = Console(stderr=True)
-
-DataDir = Annotated[
-    Path | None,
-    typer.Option("--data-dir", help="Telemetry, logs and run-time files. [default: .autopoiesis]"),
-]
-Config = Annotated[
-    Path | None, typer.Option("--config", help="Settings as TOML; flags override it.")
-]
-Seed = Annotated[
-    int | None, typer.Option("--seed", help="Seed of every random choice. [default: 0]")
-]
-Json = Annotated[
-    str | None,
-    typer.Option(
-        "--json", metavar="FILE|-", help="Write JSON to a file, or to standard output with -."
-    ),
-]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print errors and results only.")]
-Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Print details.")]
-SloTtft = Annotated[
-    float | None,
-    typer.Option("--slo-ttft", help="Objective for the time to first token [s]. [default: 1]"),
-]
-SloTpot = Annotated[
-    float | None,
-    typer.Option("--slo-tpot", help="Objective for the time per output token [s]. [default: 0.1]"),
-]
-Profiles = Annotated[
-    list[str] | None,
-    typer.Option("--profile", help="Latency profile of the replicas; repeat for a mixed fleet."),
-]
-
-
-def stop_with(code: int, message: str) -> NoReturn:
-    """Print one sentence to stderr and exit."""
-    err.print(f"autopoiesis: {message}", highlight=False, markup=False, soft_wrap=True)
-    raise typer.Exit(code)
-
-
-@contextmanager
-def refusals() -> Generator[None]:
-    """Turn what the rooms refuse into one sentence and the right exit code."""
-    from autopoiesis.arms.language import PolicyError
-    from autopoiesis.arms.registry import RegistryError
-    from autopoiesis.orchestrator.settings import SettingsError
-    from autopoiesis.orchestrator.supervisor import CannotStartError
-    from autopoiesis.replicas.probe import ProbeError
-    from autopoiesis.telemetry.query import QueryError
-    from autopoiesis.telemetry.store import TelemetryError
-    from autopoiesis.twin.trace import TraceError
-
-    try:
-        yield
-    except (CannotStartError, ProbeError, TelemetryError) as error:
-        stop_with(CANNOT_START, str(error))
-    except (SettingsError, TraceError, PolicyError, RegistryError, QueryError) as error:
-        stop_with(WRONG_USAGE, str(error))
 
 
 def _say(line: str) -> None:
@@ -111,17 +64,6 @@ def root(
     """Serve a vLLM fleet through policies that compete, learn and are replaced."""
 
 
-def _settings(config: Path | None, **flags: Any) -> Any:
-    from autopoiesis.orchestrator.settings import load_settings
-
-    lists = {
-        name: tuple(value) if value else None
-        for name, value in flags.items()
-        if isinstance(value, list)
-    }
-    return load_settings(config, {**flags, **lists})
-
-
 @app.command()
 def serve(
     replica: Annotated[
@@ -145,8 +87,14 @@ def serve(
     port: Annotated[
         int | None, typer.Option(help="Port of the OpenAI-compatible endpoint. [default: 8080]")
     ] = None,
+    control_host: Annotated[
+        str | None,
+        typer.Option(
+            help="Address of the control API; beyond loopback it wants its token. [default: 127.0.0.1]"
+        ),
+    ] = None,
     control_port: Annotated[
-        int | None, typer.Option(help="Port of the control API, loopback only. [default: 8081]")
+        int | None, typer.Option(help="Port of the control API. [default: 8081]")
     ] = None,
     synthesizer: Annotated[
         str | None,
@@ -172,10 +120,10 @@ def serve(
     if replica and simulate is not None:
         stop_with(WRONG_USAGE, "Give either --replica or --simulate, not both.")
     with refusals():
-        settings = _settings(
+        settings = read_settings(
             config, replica=replica, simulate=simulate, profile=profile, host=host, port=port,
-            control_port=control_port, synthesizer=synthesizer, window_s=window, slo_ttft_s=slo_ttft,
-            slo_tpot_s=slo_tpot, for_s=for_s, data_dir=data_dir, seed=seed,
+            control_host=control_host, control_port=control_port, synthesizer=synthesizer, window_s=window,
+            slo_ttft_s=slo_ttft, slo_tpot_s=slo_tpot, for_s=for_s, data_dir=data_dir, seed=seed,
         )  # fmt: skip
         run(settings, _say_nothing if quiet else _say, _say if verbose else _say_nothing)
 
@@ -205,7 +153,7 @@ def demo(
     from autopoiesis.orchestrator.demo import run_demo
 
     with refusals():
-        settings = _settings(
+        settings = read_settings(
             config, port=port, control_port=control_port, data_dir=data_dir, seed=seed
         )
         raise typer.Exit(run_demo(settings, trace, for_s, open_page, out))
@@ -309,7 +257,7 @@ def replay(
     from autopoiesis.orchestrator.tables import replay_table, write_json
 
     with refusals():
-        settings = _settings(
+        settings = read_settings(
             config, profile=profile, window_s=window, slo_ttft_s=slo_ttft, slo_tpot_s=slo_tpot,
             data_dir=data_dir, seed=seed,
         )  # fmt: skip
@@ -322,41 +270,6 @@ def replay(
         write_json(report.as_dict(), json)
     if json != "-":
         out.print(replay_table(report))
-
-
-@arms_app.command("list")
-def arms_list(data_dir: DataDir = None, config: Config = None, json: Json = None) -> None:
-    """List all arms with their origin, state, share of the traffic and utility."""
-    from autopoiesis.orchestrator.catalogue import list_arms
-    from autopoiesis.orchestrator.tables import arms_table, write_json
-
-    with refusals():
-        rows = list_arms(_settings(config, data_dir=data_dir))
-    if json:
-        write_json(rows, json)
-    if json != "-":
-        out.print(arms_table(rows))
-
-
-@arms_app.command("show")
-def arms_show(
-    arm: Annotated[
-        str, typer.Argument(metavar="ID", help="Id, unique beginning of an id, or name.")
-    ],
-    data_dir: DataDir = None,
-    config: Config = None,
-    json: Json = None,
-) -> None:
-    """Show one arm: its policy, where it comes from, and why it is in its state."""
-    from autopoiesis.orchestrator.catalogue import show_arm
-    from autopoiesis.orchestrator.tables import arm_panel, write_json
-
-    with refusals():
-        row = show_arm(_settings(config, data_dir=data_dir), arm)
-    if json:
-        write_json(row, json)
-    if json != "-":
-        out.print(arm_panel(row))
 
 
 @app.command()
@@ -374,7 +287,7 @@ def sql(
     if format not in {"table", "json", "csv"}:
         stop_with(WRONG_USAGE, f"There is no format {format!r}; give table, json or csv.")
     with refusals():
-        result = ask_telemetry(_settings(config, data_dir=data_dir), query, max_rows)
+        result = ask_telemetry(read_settings(config, data_dir=data_dir), query, max_rows)
     rendered = format_result(result, format)
     if isinstance(rendered, str):
         sys.stdout.write(rendered)

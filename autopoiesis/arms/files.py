@@ -1,13 +1,20 @@
 """Arms as files: any policy a person drops in, and whole registries carried elsewhere."""
 
 import json
-from collections.abc import Iterable
+import math
+import os
 from pathlib import Path
+from typing import Any
 
 from autopoiesis.arms.arm import Arm, Origin, State
 from autopoiesis.arms.language import PolicyError, thought_of, verify
 
+SUFFIXES = frozenset({".py", ".policy"})
+"""Of files that hold policies."""
 _HEADER = "# arm: "
+_LARGEST_FILE = 1 << 20
+"""Bytes read of a file; header, thought and policy are far smaller."""
+_LONGEST_NAME = 100
 
 
 def arm_from_source(
@@ -43,19 +50,26 @@ def arm_from_source(
 def read_arm(path: Path, now_s: float) -> Arm:
     """Read an arm from a policy file, as a candidate.
 
-    A file that `write_arm` wrote brings its name, origin, parents and age; any other is named after
-    the file. Raises PolicyError (also for a header that does not fit) and OSError.
+    A file that `write_arm` wrote brings its name, origin, parents and age, and its reason tells how
+    far it had come there; any other is named after the file. Raises PolicyError (also for a header
+    that does not fit) and OSError.
     """
-    source = path.read_bytes()
+    with path.open("rb") as file:
+        source = file.read(_LARGEST_FILE)
     first, _, rest = source.partition(b"\n")
-    header = {}
+    header: dict[str, Any] = {}
+    reason = f"read from {path.name}"
     if first.startswith(_HEADER.encode()):
         source = rest
         try:
             header = json.loads(first.removeprefix(_HEADER.encode()))
-            name, origin = str(header["name"]), Origin(header["origin"])
-            created_at, parents = float(header["created_at"]), tuple(map(str, header["parents"]))
-        except (ValueError, TypeError, KeyError) as error:
+            name, origin = _line(header["name"])[:_LONGEST_NAME], Origin(header["origin"])
+            created_at, parents = float(header["created_at"]), tuple(map(_line, header["parents"]))
+            if not math.isfinite(created_at):
+                raise ValueError("no time")
+            if "state" in header:
+                reason += f"; there it was {State(header['state'])}: {_line(header['reason'])}"
+        except (ValueError, TypeError, KeyError, RecursionError) as error:
             raise PolicyError(f"line 1: the header of {path.name} is damaged; remove it") from error
     else:
         name, origin, created_at, parents = path.stem, Origin.FILES, now_s, ()
@@ -66,33 +80,47 @@ def read_arm(path: Path, now_s: float) -> Arm:
         state=State.CANDIDATE,
         created_at=created_at,
         parents=parents,
-        reason=f"read from {path.name}",
+        reason=reason,
     )
     if header and header.get("id") != arm.id:
         raise PolicyError(f"line 1: {path.name} was changed after export; remove its first line")
     return arm
 
 
+def file_name(arm: Arm) -> str:
+    """Return the name under which `write_arm` writes an arm."""
+    name = "".join(c if c.isascii() and (c.isalnum() or c in "._-") else "-" for c in arm.name)
+    return f"{name}-{arm.id}.py"
+
+
 def write_arm(arm: Arm, folder: Path) -> Path:
-    """Write an arm to `<name>-<id>.py` in the folder and return the path."""
+    """Write an arm to `<name>-<id>.py` in the folder, whole or not at all, and return the path."""
     facts = {"id": arm.id, "name": arm.name, "origin": arm.origin, "state": arm.state}
     facts |= {"created_at": arm.created_at, "parents": arm.parents, "reason": arm.reason}
     lines = [_HEADER + json.dumps(facts)]
     thought = arm.thought.encode("ascii", "backslashreplace").decode("ascii")
     lines += [f"# {line}" for line in thought.splitlines()]
-    name = "".join(c if c.isascii() and (c.isalnum() or c in "._-") else "-" for c in arm.name)
-    path = folder / f"{name}-{arm.id}.py"
-    path.write_text("\n".join(lines) + "\n" + arm.source, "ascii")
+    path = folder / file_name(arm)
+    write_whole(path, ("\n".join(lines) + "\n" + arm.source).encode("ascii"))
     return path
 
 
-def export_arms(arms: Iterable[Arm], folder: Path) -> list[Path]:
-    """Write arms to a folder, which is made if missing; return the paths."""
-    folder.mkdir(parents=True, exist_ok=True)
-    return [write_arm(arm, folder) for arm in arms]
+def write_whole(path: Path, data: bytes) -> None:
+    """Write a file that is there whole or not at all."""
+    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        draft.write_bytes(data)
+        draft.replace(path)
+    finally:
+        draft.unlink(missing_ok=True)
 
 
-def import_arms(folder: Path, now_s: float) -> list[Arm]:
-    """Read all policy files (.py, .policy) of a folder, in the order of their names."""
-    paths = sorted(p for p in folder.iterdir() if p.suffix in {".py", ".policy"} and p.is_file())
-    return [read_arm(path, now_s) for path in paths]
+def policy_files(folder: Path) -> list[Path]:
+    """Return the policy files of a folder, in the order of their names. Raises OSError."""
+    return sorted(p for p in folder.iterdir() if p.suffix in SUFFIXES and p.is_file())
+
+
+def _line(text: object) -> str:
+    if not isinstance(text, str):
+        raise TypeError("text is wanted")
+    return " ".join(text.split())

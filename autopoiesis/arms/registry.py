@@ -23,6 +23,10 @@ class RegistryError(ValueError):
     """No such arm, or a step that is not allowed."""
 
 
+class UnknownArmError(RegistryError):
+    """No arm is called so, or more than one."""
+
+
 class ArmStore(Protocol):
     """Where arms are kept."""
 
@@ -61,7 +65,7 @@ class Registry:
         return tuple(arm for arm in self._arms.values() if arm.state in SERVING)
 
     def get(self, key: str) -> Arm:
-        """Find an arm by id, name or the unique beginning of an id. Raises RegistryError."""
+        """Find an arm by id, name or the unique beginning of an id. Raises UnknownArmError."""
         if key in self._arms:
             return self._arms[key]
         found = [arm for arm in self._arms.values() if arm.name == key]
@@ -69,9 +73,9 @@ class Registry:
             found = [arm for arm in self._arms.values() if arm.id.startswith(key)]
         if len(found) > 1:
             names = ", ".join(f"{arm.id} ({arm.name})" for arm in found)
-            raise RegistryError(f"{key!r} could be {names}; give more digits of the id")
+            raise UnknownArmError(f"{key!r} could be {names}; give more digits of the id")
         if not found:
-            raise RegistryError(f"there is no arm {key!r}; `arms list` shows those there are")
+            raise UnknownArmError(f"there is no arm {key!r}; `arms list` shows those there are")
         return found[0]
 
     def program(self, key: str) -> Program:

@@ -333,6 +333,11 @@ class PickerLink:
         """Wait for the next batch."""
         return await self._batches.get()
 
+    @property
+    def is_connected(self) -> bool:
+        """Whether the picker is there."""
+        return self._writer is not None and not self._writer.is_closing()
+
     def allocate(
         self, allocation: Allocation, arms: Mapping[str, str], objective: Objective
     ) -> None:
@@ -348,7 +353,7 @@ class PickerLink:
             self._send(orjson.dumps({"kind": "ack", "sequence": max(sequences)}) + b"\n")
 
     def _send(self, line: bytes) -> None:
-        if self._writer is not None and not self._writer.is_closing():
+        if self._writer is not None and self.is_connected:
             self._writer.write(line)
 
     async def _keep_connected(self) -> None:

@@ -1,49 +1,155 @@
 """Questions about an instance, running or stopped: its arms and its telemetry.
 
-A running instance answers on its control port, because it alone may open its telemetry file.
+A running instance answers on its control port, because it alone may open its telemetry file. Before
+the first start there is no telemetry; then the seeds are all the arms there are.
 """
 
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from difflib import unified_diff
+from pathlib import Path
 from typing import Any
 
-from autopoiesis.arms.registry import RegistryError
+from autopoiesis.arms.registry import Registry, UnknownArmError
+from autopoiesis.arms.seeds import seed_arms
+from autopoiesis.orchestrator.control_access import NoTokenError, read_token
 from autopoiesis.orchestrator.settings import Settings
 from autopoiesis.orchestrator.supervisor import running_control_url
-from autopoiesis.telemetry.endpoint import ask
+from autopoiesis.telemetry.endpoint import ask as ask_instance
 from autopoiesis.telemetry.query import QueryResult, query_file
+from autopoiesis.telemetry.store import Store
+
+Ask = Callable[[str, int], QueryResult]
+"""Puts a read-only query with a limit of rows."""
 
 ARM_COLUMNS = "id, name, origin, state, parents, created_at, traffic_share, utility, reason"
+SCORES = (
+    "state", "traffic_share", "utility", "posterior_mean", "posterior_sd", "windows", "requests"
+)  # fmt: skip
+MOST_ARMS = 10_000
 
 
 def ask_telemetry(settings: Settings, query: str, max_rows: int) -> QueryResult:
     """Run one read-only query on the telemetry."""
     url = running_control_url(settings.data_dir)
-    return (
-        ask(url, query, max_rows) if url else query_file(settings.telemetry_file, query, max_rows)
-    )
+    if not url:
+        return query_file(settings.telemetry_file, query, max_rows)
+    try:
+        token = read_token(settings.data_dir)
+    except NoTokenError:  # on loopback it is not needed for questions
+        token = ""
+    return ask_instance(url, query, max_rows, token=token)
 
 
-def list_arms(settings: Settings) -> list[dict[str, Any]]:
+@contextmanager
+def asking(settings: Settings) -> Generator[Ask]:
+    """Lend the way to ask about arms, also where no instance has ever run."""
+    if running_control_url(settings.data_dir) or settings.telemetry_file.exists():
+        yield lambda query, max_rows: ask_telemetry(settings, query, max_rows)
+        return
+    with Store.open(Path(":memory:")) as store:
+        add_seeds(Registry(store))
+        yield store.query
+
+
+def add_seeds(registry: Registry) -> None:
+    """Bring the human arms into a registry that lacks them."""
+    for arm in seed_arms():
+        registry.add(arm)
+
+
+def list_arms(ask: Ask) -> list[dict[str, Any]]:
     """Return a row per arm, those with the most traffic first."""
     query = f"select {ARM_COLUMNS} from arm_scores order by traffic_share desc, utility desc nulls last, name"  # noqa: S608
-    return _as_objects(ask_telemetry(settings, query, 10_000))
+    return rows_of(ask(query, MOST_ARMS))
 
 
-def show_arm(settings: Settings, which: str) -> dict[str, Any]:
-    """Return everything about one arm, by id, beginning of an id, or name."""
-    quoted = which.replace("'", "''")
-    query = (
-        f"select {ARM_COLUMNS}, pinned, thought, source from arm_scores join arms using (id, name, origin, state, "  # noqa: S608
-        f"parents, created_at, reason) where id = '{quoted}' or name = '{quoted}' or starts_with(id, '{quoted}')"
+def show_arm(ask: Ask, which: str) -> dict[str, Any]:
+    """Return all that is known of one arm, by id, unique beginning of an id, or name.
+
+    Raises:
+        UnknownArmError: there is none, or more than one.
+    """
+    (arm,) = _told(ask, f"= {quoted(find_arm(ask, which))}")
+    return arm
+
+
+def register(ask: Ask) -> list[dict[str, Any]]:
+    """Return all that is known of every arm, oldest first."""
+    return _told(ask, "in (select id from arms)")
+
+
+def diff_arms(ask: Ask, one: str, other: str) -> dict[str, Any]:
+    """Return what two arms differ in: their scores, and a unified diff of their sources."""
+    a, b = show_arm(ask, one), show_arm(ask, other)
+    lines = unified_diff(
+        a["source"].splitlines(keepends=True),
+        b["source"].splitlines(keepends=True),
+        f"{a['name']} ({a['id']})",
+        f"{b['name']} ({b['id']})",
     )
-    rows = _as_objects(ask_telemetry(settings, query, 10))
-    exact = [row for row in rows if which in {row["id"], row["name"]}]
-    if len(exact or rows) != 1:
-        found = "no arm" if not rows else f"{len(rows)} arms"
-        raise RegistryError(
-            f"There is {found} called {which!r}; `autopoiesis arms list` shows them all."
+    sides = [{name: arm[name] for name in ("id", "name", "origin", *SCORES)} for arm in (a, b)]
+    return {"a": sides[0], "b": sides[1], "diff": "".join(lines)}
+
+
+def find_arm(ask: Ask, which: str) -> str:
+    """Return an arm's id; raise `UnknownArmError` unless there is exactly one."""
+    name = quoted(which)
+    query = (
+        f"select id, name from arms where id = {name} or name = {name} or starts_with(id, {name})"  # noqa: S608
+    )
+    found = ask(query, MOST_ARMS).rows if which else []
+    exact = [row for row in found if which in row]
+    if len(exact or found) != 1:
+        there = "no arm" if not found else f"{len(found)} arms"
+        raise UnknownArmError(
+            f"There is {there} called {which!r}; `autopoiesis arms list` shows them all."
         )
-    return (exact or rows)[0]
+    return str((exact or found)[0][0])
 
 
-def _as_objects(result: QueryResult) -> list[dict[str, Any]]:
+def quoted(text: str) -> str:
+    """Return text as a literal of SQL."""
+    return "'" + text.replace("'", "''") + "'"
+
+
+def rows_of(result: QueryResult) -> list[dict[str, Any]]:
+    """Return an answer's rows by column."""
     return [dict(zip(result.columns, row, strict=True)) for row in result.rows]
+
+
+def _told(ask: Ask, which: str) -> list[dict[str, Any]]:
+    """Return all that is known of the arms whose id is `which`, a condition of SQL."""
+    arms = (
+        f"select {ARM_COLUMNS}, pinned, posterior_mean, posterior_sd, windows, requests, thought, source "  # noqa: S608
+        "from arm_scores join arms using (id, name, origin, state, parents, created_at, reason) "
+        f"where id {which} order by created_s, id"
+    )
+    races = (
+        'select arm_id, synthesis, started_at as at, "trigger", synthesizer, verdict, gate, '  # noqa: S608
+        "gain, gain_low, gain_high, candidates.reason "
+        f"from candidates left join syntheses using (synthesis) where arm_id {which} "
+        "order by synthesis, position"
+    )
+    if ask("select schema_version from meta", 1).rows[0][0] >= 2:
+        history = (
+            "select arm_id, happened_at as at, state, pinned, reason from arm_history "  # noqa: S608
+            f"where arm_id {which} order by at_s, rowid"
+        )
+    else:  # a stopped instance's file, to which nobody has written since the upgrade
+        history = (
+            f"select id as arm_id, null as at, state, pinned, reason from arms where id {which}"  # noqa: S608
+        )
+    steps = _by_arm(ask, history)
+    raced = _by_arm(ask, races)
+    return [
+        arm | {"history": steps.get(arm["id"], []), "races": raced.get(arm["id"], [])}
+        for arm in rows_of(ask(arms, MOST_ARMS))
+    ]
+
+
+def _by_arm(ask: Ask, query: str) -> dict[str, list[dict[str, Any]]]:
+    grouped: dict[str, list[dict[str, Any]]] = {}
+    for row in rows_of(ask(query, 10 * MOST_ARMS)):
+        grouped.setdefault(row.pop("arm_id"), []).append(row)
+    return grouped

@@ -11,17 +11,18 @@ import logging
 import signal
 import time
 from collections import deque
-from contextlib import suppress
 from pathlib import Path
 
 from aiohttp import web
 
 from autopoiesis.arms.arm import State
 from autopoiesis.arms.registry import Registry
-from autopoiesis.arms.seeds import seed_arms
 from autopoiesis.gateway.link import Batch, PickerLink
 from autopoiesis.gateway.settings import RunDir
+from autopoiesis.orchestrator.catalogue import add_seeds
 from autopoiesis.orchestrator.control import control_app
+from autopoiesis.orchestrator.control_access import Access, read_token
+from autopoiesis.orchestrator.desk import Desk
 from autopoiesis.orchestrator.growth import RACE_WORTH, brief_of, take_in
 from autopoiesis.orchestrator.loop import KEEP_WINDOWS, Settled, WindowLoop
 from autopoiesis.orchestrator.observation import Observation, observed
@@ -41,6 +42,8 @@ log = logging.getLogger(__name__)
 
 BRIEF_WINDOWS = 14
 """Windows of requests kept in memory: what a synthesis brief is made from."""
+SHORTEST_WINDOW_S = 1.0
+"""An order ends the running window no sooner: a shorter one says nothing of who serves it."""
 LAST_BATCH_S = 1.0
 """How long a stop waits for the picker's last records."""
 
@@ -57,8 +60,7 @@ class Controller:
         self._link = link
         self._members = members
         self.registry = Registry(store)
-        for arm in seed_arms():
-            self.registry.add(arm)
+        add_seeds(self.registry)
         self._loop = self._resumed_loop()
         self.status = Status(settings, self.registry)
         self._window = max(store.last_window(), self._last_allocated()) + 1
@@ -70,6 +72,16 @@ class Controller:
         self._growing: asyncio.Task[None] | None = None
         self._deciding = asyncio.Lock()
         """Held while the loop decides in its thread: arms do not change under it."""
+        self._reconsider = asyncio.Event()
+        self.desk = Desk(
+            self.registry,
+            self.status,
+            self._deciding,
+            self._obey,
+            store.clock,
+            lambda: link.is_connected,
+            self._reconsider.set,
+        )
 
     def _resumed_loop(self) -> WindowLoop:
         settings = self._settings
@@ -94,9 +106,7 @@ class Controller:
         listening = asyncio.create_task(self._listen(), name="listen to the picker")
         started_s = now_s
         while not stop.is_set():
-            due_s = started_s + self._settings.window_s
-            with suppress(TimeoutError):
-                await asyncio.wait_for(stop.wait(), max(due_s - time.time(), 0.0))
+            await self._end_of_window(started_s, stop)
             if stop.is_set():
                 await asyncio.sleep(LAST_BATCH_S)
             ended_s = time.time()
@@ -108,6 +118,19 @@ class Controller:
         await asyncio.gather(
             listening, *([self._growing] if self._growing else []), return_exceptions=True
         )
+
+    async def _end_of_window(self, started_s: float, stop: asyncio.Event) -> None:
+        """Wait until the window is over: it is due, an order ends it early, or all is to stop."""
+        reasons = [asyncio.create_task(e.wait()) for e in (stop, self._reconsider)]
+        due_s = started_s + self._settings.window_s
+        await asyncio.wait(
+            reasons, timeout=max(due_s - time.time(), 0.0), return_when=asyncio.FIRST_COMPLETED
+        )
+        for reason in reasons:
+            reason.cancel()
+        if self._reconsider.is_set() and not stop.is_set():
+            await asyncio.sleep(max(started_s + SHORTEST_WINDOW_S - time.time(), 0.0))
+        self._reconsider.clear()
 
     async def _listen(self) -> None:
         async for batch in self._link:
@@ -230,6 +253,12 @@ class Controller:
             self._loop.triggers.ended(time.time())
             self.status.synthesis_ended()
 
+    def _obey(self, subject: str, message: str) -> None:
+        """Tell of an order at once, not only when the window ends."""
+        event = EventRow(time.time(), "operator", self._window, subject, message)
+        self._store.write_events([event])
+        self.status.say(event)
+
     def _say(self, at_s: float, kind: str, subject: str, message: str) -> None:
         event = EventRow(at_s, kind, self._window, subject, message)
         self._events.append(event)
@@ -245,9 +274,10 @@ async def _main(run_dir: Path) -> None:
     with Store.open(settings.telemetry_file) as store:
         async with PickerLink(RunDir(run_dir).link_socket) as link:
             controller = Controller(settings, store, members, link)
-            runner = web.AppRunner(control_app(store, controller.status.as_dict), access_log=None)
+            access = Access(settings.control_host, read_token(settings.data_dir))
+            runner = web.AppRunner(control_app(store, controller.desk, access), access_log=None)
             await runner.setup()
-            await web.TCPSite(runner, "127.0.0.1", settings.control_port).start()
+            await web.TCPSite(runner, settings.control_host, settings.control_port).start()
             try:
                 await controller.run(stop)
             finally:

@@ -14,8 +14,9 @@ import orjson
 from rich.console import Console
 from rich.live import Live
 
-from autopoiesis.orchestrator.catalogue import list_arms
+from autopoiesis.orchestrator.catalogue import asking, list_arms
 from autopoiesis.orchestrator.child import die_with_parent
+from autopoiesis.orchestrator.control_access import read_token
 from autopoiesis.orchestrator.live_view import one_line, render
 from autopoiesis.orchestrator.serve import describe, stop_on_signals
 from autopoiesis.orchestrator.settings import Settings
@@ -84,14 +85,16 @@ async def _demo(
             webbrowser.open(supervisor.control_url)
         load = await _start_load(settings, trace, supervisor.url, for_s)
         try:
-            await _watch(supervisor.control_url, stop, load, title, console)
+            token = read_token(settings.data_dir)
+            await _watch(supervisor.control_url, token, stop, load, title, console)
         finally:
             if load.returncode is None:
                 load.terminate()
                 await load.wait()
         await _settle(settings, stop)
         lines = [*_client_view(settings)]
-        console.print(arms_table(list_arms(settings)))
+        with asking(settings) as ask:
+            console.print(arms_table(list_arms(ask)))
     finally:
         await supervisor.stop()
     for line in lines:
@@ -129,6 +132,7 @@ async def _start_load(
 
 async def _watch(
     control_url: str,
+    token: str,
     stop: asyncio.Event,
     load: asyncio.subprocess.Process,
     title: str,
@@ -138,7 +142,9 @@ async def _watch(
     told = -1
     live = Live(console=console, auto_refresh=False, screen=False) if console.is_terminal else None
     with live or contextlib.nullcontext():
-        async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=5)) as session:
+        async with aiohttp.ClientSession(
+            headers={"Authorization": f"Bearer {token}"}, timeout=aiohttp.ClientTimeout(total=5)
+        ) as session:
             while load.returncode is None and not stop.is_set():
                 status = await _status(session, control_url)
                 if status and live:

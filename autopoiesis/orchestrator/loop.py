@@ -329,6 +329,7 @@ class WindowLoop:
             ValueError: no replica is there, or no arm serves.
         """
         self._meet_arms()
+        self.lifecycle.abandon(frozenset(a.id for a in self.registry.serving()))
         layout = self._layout(replicas)
         if self.settings.twin and self.beliefs.context is None and not self.beliefs.foresight:
             programs = {a.id: self.registry.program(a.id) for a in self.registry.serving()}

@@ -32,7 +32,11 @@ class Settings(BaseModel):
     """Address the gateway listens on; 0.0.0.0 for all."""
     port: int = Field(8080, ge=1, le=65535)
     control_port: int = Field(8081, ge=1, le=65535)
-    """Control API on the loopback interface: health, status, arms, SQL."""
+    """Control API: health, status, arms, orders, SQL."""
+    control_host: str = "127.0.0.1"
+    """Address the control API listens on; beyond loopback every call needs the token."""
+    control_token: str | None = Field(None, min_length=16, pattern=r"^[\x21-\x7e]+$")
+    """Token of the control API; None: one is made. It lies in `<data_dir>/control-token`, for its owner only."""
     replica: tuple[str, ...] = ()
     """URLs of OpenAI-compatible servers; none: simulate."""
     simulate: int = Field(4, ge=1, le=64)
@@ -90,6 +94,12 @@ class Settings(BaseModel):
         )
 
     @property
+    def control_url(self) -> str:
+        """Base URL at which this machine reaches the control API."""
+        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.control_host, self.control_host)  # noqa: S104
+        return f"http://{f'[{host}]' if ':' in host else host}:{self.control_port}"
+
+    @property
     def run_dir(self) -> Path:
         """Where sockets and files of a running instance are."""
         return self.data_dir / "run"
@@ -102,7 +112,10 @@ class Settings(BaseModel):
     def save(self) -> None:
         """Write the settings where the child processes read them."""
         target = self.run_dir / "settings.json"
-        target.write_bytes(orjson.dumps(self.model_dump(mode="json")))
+        told = self.model_dump(
+            mode="json", exclude={"control_token"}
+        )  # it lies in a file of its own
+        target.write_bytes(orjson.dumps(told))
 
     @classmethod
     def of_running(cls, run_dir: Path) -> Self:

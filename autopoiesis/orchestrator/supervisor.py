@@ -13,15 +13,14 @@ import sys
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import aiohttp
-import orjson
 
 from autopoiesis.gateway import envoy
 from autopoiesis.gateway.files import read_or_create_secret
 from autopoiesis.gateway.settings import RunDir
 from autopoiesis.orchestrator.child import Child
+from autopoiesis.orchestrator.control_access import write_token
 from autopoiesis.orchestrator.settings import Settings
 from autopoiesis.replicas.fleet import Member, free_ports, simulated_command, write_fleet
 from autopoiesis.replicas.probe import probe
@@ -59,20 +58,21 @@ class Supervisor:
     @property
     def control_url(self) -> str:
         """Base URL of the control API."""
-        return f"http://127.0.0.1:{self.settings.control_port}"
+        return self.settings.control_url
 
     async def start(self) -> None:
         """Start everything and return once the gateway answers; raise `CannotStartError`."""
         settings = self.settings
         run_dir = settings.run_dir.resolve()
         _check_port(settings.host, settings.port, "--port")
-        _check_port("127.0.0.1", settings.control_port, "--control-port")
+        _check_port(settings.control_host, settings.control_port, "--control-port")
         shutil.rmtree(run_dir, ignore_errors=True)
         run_dir.mkdir(parents=True)
         (settings.data_dir / "logs").mkdir(exist_ok=True)
         self.members = await self._fleet()
         write_fleet(RunDir(run_dir).fleet, self.members)
         settings.save()
+        write_token(settings.data_dir, settings.control_token)
         self._bring_salt(run_dir)
         await self._start_children(run_dir)
         await self._wait_ready()
@@ -225,12 +225,9 @@ def running_control_url(data_dir: Path) -> str | None:
         return None
     except BlockingIOError:
         try:
-            settings: dict[str, Any] = orjson.loads(
-                (data_dir / "run" / "settings.json").read_bytes()
-            )
-        except (OSError, orjson.JSONDecodeError):
+            return Settings.of_running(data_dir / "run").control_url
+        except (OSError, ValueError):
             return None
-        return f"http://127.0.0.1:{settings['control_port']}"
 
 
 def _check_port(host: str, port: int, option: str) -> None:

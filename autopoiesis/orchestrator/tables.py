@@ -7,10 +7,13 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import orjson
+from rich.box import SIMPLE_HEAD
 from rich.console import Group, RenderableType
+from rich.markup import escape
 from rich.panel import Panel
 from rich.syntax import Syntax
 from rich.table import Table
+from rich.tree import Tree
 
 from autopoiesis.orchestrator.doctor import Finding
 
@@ -44,39 +47,100 @@ def number(value: Any, digits: int = 3) -> str:
 
 def arms_table(rows: Sequence[Mapping[str, Any]]) -> Table:
     """Show the registry."""
-    table = Table(title=f"{len(rows)} arms")
-    for column in ("id", "name", "origin", "state"):
-        table.add_column(column, no_wrap=True)
-    table.add_column("traffic", justify="right")
-    table.add_column("utility", justify="right")
-    table.add_column("why", no_wrap=True, overflow="ellipsis")
+    table = Table(title=f"{len(rows)} arms", box=SIMPLE_HEAD, pad_edge=False)
+    widths = {"id": 12, "name": 10, "origin": 7, "state": 9, "traffic": 7, "utility": 7, "why": 10}
+    for column, width in widths.items():
+        side = "right" if column in {"traffic", "utility"} else "left"
+        table.add_column(column, justify=side, min_width=width, no_wrap=True)
     for row in rows:
         share, utility = number(row["traffic_share"], 2), number(row["utility"])
-        table.add_row(
-            row["id"], row["name"], row["origin"], row["state"], share, utility, row["reason"]
-        )
+        told = [escape(row[column]) for column in ("id", "name", "origin", "state")]
+        table.add_row(*told, share, utility, escape(row["reason"]))
     return table
 
 
 def arm_panel(row: Mapping[str, Any]) -> RenderableType:
-    """Show one arm with its policy."""
-    facts = {k: v for k, v in row.items() if k != "source"}
-    return Group(
-        pairs_table(str(row["name"]), facts), Panel(Syntax(row["source"], "python"), title="policy")
-    )
+    """Show one arm with its policy, its races and its history."""
+    facts = {k: v for k, v in row.items() if k not in {"source", "history", "races"}}
+    parts: list[RenderableType] = [
+        pairs_table(str(row["name"]), facts),
+        Panel(Syntax(row["source"], "python"), title="policy"),
+    ]
+    if row["races"]:
+        races = ("synthesis", "at", "trigger", "synthesizer", "verdict", "gate", "gain", "reason")
+        parts.append(_rows_table("races", row["races"], races))
+    parts.append(_rows_table("history", row["history"], ("at", "state", "pinned", "reason")))
+    return Group(*parts)
+
+
+def diff_view(compared: Mapping[str, Any]) -> RenderableType:
+    """Show the scores of two arms side by side, and what differs in their sources."""
+    a, b = compared["a"], compared["b"]
+    table = Table(show_header=False)
+    for name in a:
+        table.add_row(name, *(_shown(side[name]) for side in (a, b)))
+    same = "The sources do not differ."
+    return Group(table, Syntax(compared["diff"].rstrip(), "diff", theme="ansi_dark", background_color="default")
+                 if compared["diff"] else same)  # fmt: skip
+
+
+def lineage_tree(family: Mapping[str, Any]) -> RenderableType:
+    """Show an arm between its ancestors and its descendants."""
+    name = _relative(family)
+    trees: list[RenderableType] = []
+    for title, key in (("comes from", "ancestors"), ("became", "descendants")):
+        tree = Tree(f"{name} [dim]{title}[/]")
+        _branch(tree, family[key], key)
+        if not family[key]:
+            tree.add("nobody" if key == "ancestors" else "nothing yet")
+        trees.append(tree)
+    return Group(*trees)
+
+
+def _branch(tree: Tree, relatives: Sequence[Mapping[str, Any]], key: str) -> None:
+    for relative in relatives:
+        branch = tree.add(_relative(relative))
+        _branch(branch, relative.get(key, ()), key)
+
+
+def _relative(row: Mapping[str, Any]) -> str:
+    known = [str(row[part]) for part in ("origin", "state") if row[part]]
+    if row["gain"] is not None:
+        known.append(
+            f"gain {row['gain']:+.3f} [{number(row['gain_low'])}, {number(row['gain_high'])}]"
+        )
+    if row.get("repeated"):
+        known.append("see above")
+    name = row["name"] if row["name"] == row["id"] else f"{row['name']} ({row['id']})"
+    return f"{escape(name)}  [dim]{escape(', '.join(known))}[/]"
+
+
+def import_table(rows: Sequence[Mapping[str, Any]]) -> Table:
+    """Show what came of each file."""
+    return _rows_table(f"{len(rows)} files", rows, ("file", "verdict", "id", "name", "why"))
+
+
+def _rows_table(title: str, rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> Table:
+    table = Table(title=title)
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    for row in rows:
+        table.add_row(*(_shown(row[column]) for column in columns))
+    return table
 
 
 def pairs_table(title: str, pairs: Mapping[str, Any]) -> Table:
     """Show names and values."""
     table = Table(title=title, show_header=False)
     for name, value in pairs.items():
-        shown = (
-            number(value)
-            if isinstance(value, int | float) and not isinstance(value, bool)
-            else str(value)
-        )
-        table.add_row(name, shown)
+        table.add_row(name, _shown(value))
     return table
+
+
+def _shown(value: Any) -> str:
+    if value is None or (isinstance(value, int | float) and not isinstance(value, bool)):
+        return number(value)
+    return escape(str(value))
 
 
 def load_table(summary: Describable) -> Table:

@@ -68,8 +68,10 @@ def _refusal(status: int, message: str) -> web.Response:
     return web.Response(status=status, body=body, content_type="application/json")
 
 
-def ask(url: str, query: str, max_rows: int = MAX_ROWS, timeout_s: float = 60.0) -> QueryResult:
-    """Put a query to a running instance whose control port is at `url`.
+def ask(
+    url: str, query: str, max_rows: int = MAX_ROWS, timeout_s: float = 60.0, token: str = ""
+) -> QueryResult:
+    """Put a query to a running instance whose control port is at `url`; on loopback it needs no token.
 
     Raises:
         QueryError: the instance refused the query, or it was wrong or too costly.
@@ -77,7 +79,10 @@ def ask(url: str, query: str, max_rows: int = MAX_ROWS, timeout_s: float = 60.0)
     """
     body = orjson.dumps({"query": query, "max_rows": max_rows})
     post = urllib.request.Request(  # noqa: S310 - the control port's own address
-        url.rstrip("/") + "/sql", body, {"Content-Type": "application/json"}
+        url.rstrip("/") + "/sql",
+        body,
+        {"Content-Type": "application/json"}
+        | ({"Authorization": f"Bearer {token}"} if token else {}),
     )
     try:
         with urllib.request.urlopen(post, timeout=timeout_s) as response:  # noqa: S310

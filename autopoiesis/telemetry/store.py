@@ -67,7 +67,7 @@ class Store:
     def __init__(self, path: Path, owner: Owner, clock: Callable[[], float] = time.time) -> None:
         self.path = path
         self._owner = owner
-        self._clock = clock
+        self.clock = clock
         self._last_window = self._greatest("window_id", "windows")
         self._last_synthesis = self._greatest("synthesis", "syntheses")
 
@@ -181,7 +181,7 @@ class Store:
             if before != (arm.state, arm.pinned):
                 pinned = before and before[0] == arm.state
                 reason = ("pinned" if arm.pinned else "unpinned") if pinned else arm.reason
-                step = (arm.id, str(arm.state), arm.pinned, reason, self._clock())
+                step = (arm.id, str(arm.state), arm.pinned, reason, self.clock())
                 _append(c, "arm_history", STEP, [step])
 
         self._owner.transact(write)
@@ -192,7 +192,7 @@ class Store:
         row = (rails.frozen, rails.dry_run, rails.human_only, rails.only, held, reason)
 
         def write(c: Connection) -> None:
-            _append(c, "guard_rails", RAILS, [(*row, self._clock())])
+            _append(c, "guard_rails", RAILS, [(*row, self.clock())])
             _insert(c, "events", _names(EventRow), events)
 
         self._owner.transact(write)

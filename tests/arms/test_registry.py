@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from autopoiesis.arms.arm import SERVING, Origin, State
-from autopoiesis.arms.files import arm_from_source, export_arms, import_arms, read_arm, write_arm
+from autopoiesis.arms.files import arm_from_source, policy_files, read_arm, write_arm
 from autopoiesis.arms.language import PolicyError
 from autopoiesis.arms.registry import MOVES, Registry, RegistryError
 from autopoiesis.arms.seeds import seed_arms
@@ -172,9 +172,9 @@ def test_a_failing_store_changes_nothing():
 
 def test_export_and_import_carry_everything_but_the_state(tmp_path):
     arms = [*seed_arms(), arm(1, "a/b \u00e9", parents=("x",), thought="Caf\u00e9\nline two")]
-    paths = export_arms(arms, tmp_path / "out")
-    assert len(set(paths)) == len(arms)
-    found = {a.id: a for a in import_arms(tmp_path / "out", now_s=9.0)}
+    paths = [write_arm(each, tmp_path) for each in arms]
+    assert sorted(paths) == policy_files(tmp_path)
+    found = {a.id: a for a in (read_arm(path, now_s=9.0) for path in paths)}
     for each in arms:
         back = found[each.id]
         facts = (each.name, each.origin, each.source, each.created_at, each.parents)

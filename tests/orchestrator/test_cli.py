@@ -106,7 +106,7 @@ def test_replay_takes_a_policy_file(tmp_path):
         (("replay", str(TRACES / "azure2023_code_a.parquet"), "--arm", "nobody"), 2, "nobody"),
         (("replay", str(TRACES / "azure2023_code_a.parquet"), "--arm", "evil.py"), 2, "import"),
         (("sql", "select 1"), 3, "telemetry"),
-        (("arms", "show", "nobody"), 3, "telemetry"),
+        (("arms", "show", "nobody"), 2, "nobody"),
         (("traces", "info", "broken.jsonl"), 2, "line 2"),
         (("load", str(TRACES / "azure2023_code_a.parquet"), "--url", "http://127.0.0.1:1"), 3, "127.0.0.1:1"),
     ],

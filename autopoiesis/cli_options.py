@@ -1,0 +1,88 @@
+"""What all commands share: options, exit codes, and how a refusal is told."""
+
+from collections.abc import Generator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+from rich.console import Console
+
+FAILED, WRONG_USAGE, CANNOT_START = 1, 2, 3
+
+out = Console()
+err = Console(stderr=True)
+
+DataDir = Annotated[
+    Path | None,
+    typer.Option("--data-dir", help="Telemetry, logs and run-time files. [default: .autopoiesis]"),
+]
+Config = Annotated[
+    Path | None, typer.Option("--config", help="Settings as TOML; flags override it.")
+]
+Seed = Annotated[
+    int | None, typer.Option("--seed", help="Seed of every random choice. [default: 0]")
+]
+Json = Annotated[
+    str | None,
+    typer.Option(
+        "--json", metavar="FILE|-", help="Write JSON to a file, or to standard output with -."
+    ),
+]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print errors and results only.")]
+Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Print details.")]
+SloTtft = Annotated[
+    float | None,
+    typer.Option("--slo-ttft", help="Objective for the time to first token [s]. [default: 1]"),
+]
+SloTpot = Annotated[
+    float | None,
+    typer.Option("--slo-tpot", help="Objective for the time per output token [s]. [default: 0.1]"),
+]
+Profiles = Annotated[
+    list[str] | None,
+    typer.Option("--profile", help="Latency profile of the replicas; repeat for a mixed fleet."),
+]
+
+
+def stop_with(code: int, message: str) -> NoReturn:
+    """Print one sentence to stderr and exit."""
+    err.print(f"autopoiesis: {message}", highlight=False, markup=False, soft_wrap=True)
+    raise typer.Exit(code)
+
+
+@contextmanager
+def refusals() -> Generator[None]:
+    """Turn what the rooms refuse into one sentence and the right exit code."""
+    from autopoiesis.arms.language import PolicyError
+    from autopoiesis.arms.registry import RegistryError
+    from autopoiesis.orchestrator.control_access import NoTokenError
+    from autopoiesis.orchestrator.control_client import RefusedError
+    from autopoiesis.orchestrator.exchange import FolderError
+    from autopoiesis.orchestrator.settings import SettingsError
+    from autopoiesis.orchestrator.supervisor import CannotStartError
+    from autopoiesis.replicas.probe import ProbeError
+    from autopoiesis.telemetry.query import QueryError
+    from autopoiesis.telemetry.store import TelemetryError
+    from autopoiesis.twin.trace import TraceError
+
+    try:
+        yield
+    except (CannotStartError, ProbeError, TelemetryError, NoTokenError) as error:
+        stop_with(CANNOT_START, str(error))
+    except (SettingsError, TraceError, PolicyError, RegistryError, QueryError) as error:
+        stop_with(WRONG_USAGE, str(error))
+    except (RefusedError, FolderError) as error:
+        stop_with(WRONG_USAGE, str(error))
+
+
+def read_settings(config: Path | None, **flags: Any) -> Any:
+    """Merge flags (None: not given), environment and file."""
+    from autopoiesis.orchestrator.settings import load_settings
+
+    lists = {
+        name: tuple(value) if value else None
+        for name, value in flags.items()
+        if isinstance(value, list)
+    }
+    return load_settings(config, {**flags, **lists})

@@ -1,0 +1,236 @@
+"""The control API as data: its routes, what they take, and what they answer."""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from autopoiesis.arms.arm import Origin, State
+from autopoiesis.telemetry.endpoint import MOST_ROWS
+from autopoiesis.telemetry.query import MAX_CHARACTERS, MAX_ROWS
+
+ONE_LINE = r"^[^\x00-\x1f\x7f]*$"
+LONGEST_SOURCE = 65_536
+"""Characters of a policy that are looked at; the language itself allows far less."""
+
+
+class Body(BaseModel):
+    """What a call may send."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class SaidBody(Body):
+    """Who gives an order, and why."""
+
+    by: str = Field("", max_length=100, pattern=ONE_LINE, examples=["alice"])
+    why: str = Field("", max_length=1000, pattern=ONE_LINE, examples=["slower since the upgrade"])
+
+
+class NewArmBody(SaidBody):
+    """A policy, and what is known of it."""
+
+    source: str = Field(
+        max_length=LONGEST_SOURCE,
+        examples=[
+            "def score(request, replica, fleet):\n    return replica.in_flight / replica.speed\n"
+        ],
+    )
+    name: str = Field("", max_length=100, pattern=ONE_LINE, examples=["mine"])
+    origin: Origin = Origin.FILES
+    created_at: float | None = Field(
+        None, ge=0.0, le=1e11, description="Unix time [s]; now if absent."
+    )
+    parents: tuple[str, ...] = Field((), max_length=64, examples=[("0123456789ab",)])
+    thought: str = Field("", max_length=LONGEST_SOURCE, description="What its author said of it.")
+    reason: str = Field("", max_length=1000, pattern=ONE_LINE, examples=["read from mine.py"])
+    canary: bool = Field(False, description="Give it traffic at once.")
+
+
+class QueryBody(BaseModel):
+    """One SELECT."""
+
+    query: str = Field(max_length=MAX_CHARACTERS, examples=["select * from arm_scores"])
+    max_rows: int = Field(MAX_ROWS, ge=1, le=MOST_ROWS)
+
+
+class Answer(BaseModel):
+    """What a call gets."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class Problem(Answer):
+    """What went wrong: one sentence, and what to do."""
+
+    message: str = Field(
+        examples=["There is no arm called 'x'; `autopoiesis arms list` shows them all."]
+    )
+    type: str = Field(examples=["not_found"])
+
+
+class ErrorAnswer(Answer):
+    """An error."""
+
+    error: Problem
+
+
+class HealthAnswer(Answer):
+    """The process answers."""
+
+    status: Literal["ok"]
+
+
+class ReadyAnswer(Answer):
+    """Whether the controller serves; `waiting_for` says what is missing."""
+
+    ready: bool
+    waiting_for: list[str] = Field(examples=[["the picker"]])
+
+
+class StatusAnswer(BaseModel):
+    """A picture of now: recent windows, arms, traffic, events. More keys may join."""
+
+    window: int | None
+    window_s: float
+    allocation: str
+    arms: list[dict[str, Any]]
+    events: list[dict[str, Any]]
+
+
+class ArmAnswer(Answer):
+    """One arm in a list."""
+
+    id: str
+    name: str
+    origin: Origin
+    state: State
+    parents: list[str]
+    created_at: str
+    traffic_share: float
+    utility: float | None
+    reason: str
+
+
+class ArmsAnswer(Answer):
+    """All arms, those with the most traffic first."""
+
+    arms: list[ArmAnswer]
+
+
+class StepAnswer(Answer):
+    """One step in the life of an arm."""
+
+    at: str | None
+    state: State
+    pinned: bool
+    reason: str
+
+
+class RaceAnswer(Answer):
+    """How an arm did when it was raced; gains are over the best incumbent."""
+
+    synthesis: int
+    at: str | None
+    trigger: str | None
+    synthesizer: str | None
+    verdict: str
+    gate: str
+    gain: float | None
+    gain_low: float | None
+    gain_high: float | None
+    reason: str
+
+
+class ArmDetailAnswer(ArmAnswer):
+    """All that is known of an arm."""
+
+    pinned: bool
+    posterior_mean: float | None
+    posterior_sd: float | None
+    windows: int
+    requests: int
+    thought: str
+    source: str
+    history: list[StepAnswer]
+    races: list[RaceAnswer]
+
+
+class ChangedArmAnswer(Answer):
+    """An arm after a change."""
+
+    id: str
+    name: str
+    origin: Origin
+    state: State
+    pinned: bool
+    reason: str
+    parents: list[str]
+    new: bool = Field(description="Whether it was not in the registry before.")
+
+
+class CellAnswer(Answer):
+    """A group of replicas with its arm."""
+
+    arm_id: str
+    name: str
+    replicas: list[str]
+    shards: list[int]
+    share: float
+    propensity: float
+
+
+class AllocationAnswer(Answer):
+    """Who serves what now, and why."""
+
+    window: int
+    why: str
+    cells: list[CellAnswer]
+
+
+class RowsAnswer(Answer):
+    """The answer of a query."""
+
+    columns: list[str]
+    types: list[str]
+    rows: list[list[Any]]
+    truncated: bool
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """One route of the control API."""
+
+    method: Literal["get", "post"]
+    path: str
+    name: str
+    summary: str
+    answer: type[BaseModel] | None
+    """None: a JSON object that is described nowhere."""
+    body: type[BaseModel] | None = None
+    changes: bool = False
+    """It changes something: the token is needed."""
+    probe: bool = False
+    """It tells nothing worth a token: open wherever the API listens."""
+    parameters: tuple[tuple[str, str], ...] = ()
+    """Names in the path, each with what it may be: a pattern."""
+
+
+_ARM = ("arm", r"^[^/]+$")
+STEPS = "pin|unpin|promote|retire|quarantine"
+
+ROUTES = (
+    Route("get", "/health", "health", "Does the process answer?", HealthAnswer, probe=True),
+    Route("get", "/ready", "ready", "Is there an allocation, and a picker that serves by it?", ReadyAnswer, probe=True),
+    Route("get", "/openapi.json", "openapi", "This description.", None),
+    Route("get", "/status", "status", "A picture of now.", StatusAnswer),
+    Route("get", "/allocation", "allocation", "Who serves what now, and why.", AllocationAnswer),
+    Route("get", "/arms", "list_arms", "All arms.", ArmsAnswer),
+    Route("post", "/arms", "add_arm", "Take a policy in.", ChangedArmAnswer, NewArmBody, changes=True),
+    Route("get", "/arms/{arm}", "show_arm", "One arm, by id, beginning of an id, or name.", ArmDetailAnswer,
+          parameters=(_ARM,)),
+    Route("post", "/arms/{arm}/{step}", "change_arm", "Do one step to an arm.", ChangedArmAnswer, SaidBody,
+          changes=True, parameters=(_ARM, ("step", f"^({STEPS})$"))),
+    Route("post", "/sql", "sql", "Ask the telemetry with one SELECT.", RowsAnswer, QueryBody),
+)  # fmt: skip

@@ -1,0 +1,74 @@
+"""Where the control API meets the controller: what may be asked, and what may be ordered."""
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+from autopoiesis.arms.allocation import SHARDS
+from autopoiesis.arms.arm import SERVING, Arm
+from autopoiesis.arms.registry import Registry
+from autopoiesis.orchestrator.registrar import NewArm, Registrar, Said, Say, Step
+from autopoiesis.orchestrator.status import Status
+
+
+class Desk:
+    """Takes orders one after the other, and never while the loop decides."""
+
+    def __init__(
+        self,
+        registry: Registry,
+        status: Status,
+        deciding: asyncio.Lock,
+        say: Say,
+        clock: Callable[[], float],
+        is_connected: Callable[[], bool],
+        reconsider: Callable[[], None],
+    ) -> None:
+        """`reconsider` ends the running window: who serves must be decided anew."""
+        self._registry = registry
+        self._registrar = Registrar(registry, say, clock)
+        self._status = status
+        self._deciding = deciding
+        self._is_connected = is_connected
+        self._reconsider = reconsider
+
+    def status(self) -> dict[str, Any]:
+        """Return a picture of now."""
+        return self._status.as_dict()
+
+    def waiting_for(self) -> list[str]:
+        """Return what is missing before requests are decided as they should be."""
+        missing = [] if self._status.allocation else ["the first allocation"]
+        return missing if self._is_connected() else [*missing, "the picker"]
+
+    def allocation(self) -> dict[str, Any] | None:
+        """Return who serves what now, None before the first allocation."""
+        allocation = self._status.allocation
+        if allocation is None:
+            return None
+        cells = [
+            {
+                "arm_id": cell.arm_id,
+                "name": self._registry.get(cell.arm_id).name,
+                "replicas": cell.replicas,
+                "shards": cell.shards,
+                "share": len(cell.shards) / SHARDS,
+                "propensity": cell.propensity,
+            }
+            for cell in allocation.cells
+        ]
+        return {"window": allocation.window, "why": self._status.why, "cells": cells}
+
+    async def add_arm(self, new: NewArm, said: Said) -> tuple[Arm, bool]:
+        """Take a policy in; return the arm, and whether it is new."""
+        async with self._deciding:
+            return self._registrar.add(new, said)
+
+    async def change_arm(self, which: str, step: Step, said: Said) -> Arm:
+        """Do one step to an arm; one that serves no more is replaced at once."""
+        async with self._deciding:
+            arm = self._registrar.step(which, step, said)
+        allocation = self._status.allocation
+        if arm.state not in SERVING and allocation and arm.id in allocation.arms():
+            self._reconsider()
+        return arm

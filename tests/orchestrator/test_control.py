@@ -1,0 +1,328 @@
+"""The control API of a real controller process: what it answers, to whom, and what it makes of nonsense."""
+
+import json
+import re
+import stat
+from collections.abc import Iterator
+from urllib.parse import quote
+
+import httpx
+import pytest
+from controller_process import Controlled, controlled
+from gateway_process import run, wait_until
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from autopoiesis.orchestrator.control_access import TOKEN_FILE, is_loopback, write_token
+from autopoiesis.orchestrator.control_contract import ROUTES, ErrorAnswer, NewArmBody, Route
+
+POLICY = "# tried by hand\ndef score(request, replica, fleet):\n    return replica.in_flight * {}\n"
+BY_NAME = {route.name: route for route in ROUTES}
+
+
+@pytest.fixture(scope="module")
+def control(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Controlled]:
+    with controlled(tmp_path_factory.mktemp("control"), window_s=600.0) as running:
+        yield running
+
+
+def answered(response: httpx.Response, name: str) -> dict:
+    """Return the answer; it must be what the route's description says."""
+    assert response.status_code == 200, response.text
+    answer = BY_NAME[name].answer
+    return answer.model_validate(response.json()).model_dump(mode="json")
+
+
+def refused(response: httpx.Response, status: int) -> str:
+    assert response.status_code == status, response.text
+    return ErrorAnswer.model_validate(response.json()).error.message
+
+
+def policy(number: float) -> dict:
+    return {"source": POLICY.format(number), "name": f"tried-{number}", "by": "alice"}
+
+
+def serving(control: Controlled) -> set[str]:
+    return {cell["arm_id"] for cell in control.client.get("/allocation").json()["cells"]}
+
+
+def test_probes_tell_what_is_missing(control: Controlled):
+    assert answered(control.client.get("/health"), "health") == {"status": "ok"}
+    ready = control.client.get("/ready")
+    assert ready.status_code == 503
+    assert ready.json() == {"ready": False, "waiting_for": ["the picker"]}
+
+
+def test_arms_and_allocation_are_told_as_described(control: Controlled):
+    arms = answered(control.client.get("/arms"), "list_arms")["arms"]
+    assert {"least-requests", "round-robin"} <= {arm["name"] for arm in arms}
+    one = answered(control.client.get("/arms/least-requests"), "show_arm")
+    assert one["history"][0]["state"] == "live"
+    assert answered(control.client.get(f"/arms/{one['id'][:6]}"), "show_arm") == one
+    allocation = answered(control.client.get("/allocation"), "allocation")
+    assert sorted(s for cell in allocation["cells"] for s in cell["shards"]) == list(range(64))
+    assert allocation["window"] == answered(control.client.get("/status"), "status")["window"]
+
+
+def test_an_arm_is_added_and_brought_through_its_steps_with_who_and_why(control: Controlled):
+    new = answered(control.post("/arms", policy(7.0) | {"why": "a hunch"}), "add_arm")
+    assert (new["new"], new["state"], new["reason"]) == (
+        True,
+        "candidate",
+        "added by alice: a hunch",
+    )
+    again = answered(control.post("/arms", policy(7.0)), "add_arm")
+    assert (again["new"], again["id"]) == (False, new["id"])
+    for step, state in (("promote", "canary"), ("promote", "live"), ("pin", "live")):
+        said = {"by": "bob", "why": "it is good"}
+        told = answered(control.post(f"/arms/{new['id']}/{step}", said), "change_arm")
+        assert told["state"] == state
+    assert "is pinned" in refused(control.post(f"/arms/{new['id']}/retire"), 409)
+    assert "live already" in refused(control.post("/arms/tried-7.0/promote"), 409)
+    control.post("/arms/tried-7.0/unpin")
+    assert answered(control.post("/arms/tried-7.0/retire"), "change_arm")["state"] == "retired"
+    shown = answered(control.client.get("/arms/tried-7.0"), "show_arm")
+    assert [step["state"] for step in shown["history"]] == [
+        "candidate", "canary", "live", "live", "live", "retired",
+    ]  # fmt: skip
+    assert shown["thought"] == "tried by hand"
+    events = control.rows(
+        "select message from events where kind = 'operator' and subject = 'tried-7.0' order by at_s"
+    )
+    assert ["live: promoted by bob: it is good"] in events
+    assert ["pinned by bob: it is good"] in events
+
+
+def test_an_arm_that_is_taken_out_loses_its_traffic_at_once(control: Controlled):
+    allocation = control.client.get("/allocation").json()
+    leading = max(allocation["cells"], key=lambda cell: cell["share"])["arm_id"]
+    answered(control.post(f"/arms/{leading}/quarantine", {"by": "alice"}), "change_arm")
+    try:
+        # The window would last for ten minutes.
+        wait_until(lambda: leading not in serving(control), 20)
+    finally:
+        control.post(f"/arms/{leading}/promote")
+        control.post(f"/arms/{leading}/promote")
+
+
+@pytest.mark.parametrize(
+    ("source", "word"),
+    [("import os\n", "line 1"), ("", "score"), ("def score(request, replica, fleet):\n    return 'x'\n", "line 2"),
+     ("x" * 10_000, "8192 bytes"), ("d\u00e9f", "line 1")],
+)  # fmt: skip
+def test_a_policy_that_does_not_verify_is_refused_as_the_verifier_does(
+    control: Controlled, source: str, word: str
+):
+    before = control.rows("select count(*) from arms")
+    assert word in refused(control.post("/arms", {"source": source}), 422)
+    assert control.rows("select count(*) from arms") == before
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status", "word"),
+    [("GET", "/nothing", 404, "/openapi.json"), ("GET", "/arms/nobody", 404, "nobody"),
+     ("POST", "/arms/nobody/pin", 404, "nobody"), ("POST", "/arms/least-requests/explode", 404, "nothing at"),
+     ("DELETE", "/arms", 405, "GET, POST"), ("PUT", "/health", 405, "GET"), ("GET", "/sql", 405, "POST")],
+)  # fmt: skip
+def test_what_is_not_there_is_told_in_json(
+    control: Controlled, method: str, path: str, status: int, word: str
+):
+    assert word in refused(control.client.request(method, path, headers=control.bearer()), status)
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "word"),
+    [(b"{", 400, "The body"), (b"[]", 400, "object"), (b"{}", 400, "source"), (b'{"source": 3}', 400, "source"),
+     (b'{"source": "", "colour": 1}', 400, "colour"), (b'{"source": "", "by": "a\\nb"}', 400, "by"),
+     (b'{"source": "", "origin": "alien"}', 400, "origin"), (b'{"source": "", "created_at": NaN}', 400, "created_at"),
+     (b"\xff\xfe", 400, "The body"), (b" " * 600_000, 413, "512 KiB")],
+)  # fmt: skip
+def test_a_wrong_body_is_named(control: Controlled, body: bytes, status: int, word: str):
+    assert word in refused(
+        control.client.post("/arms", content=body, headers=control.bearer()), status
+    )
+
+
+# --- who may call -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "given_header", [{}, {"Authorization": "Bearer wrong"}, {"Authorization": "Basic eDp5"}]
+)
+@pytest.mark.parametrize(
+    "route", [route for route in ROUTES if route.changes], ids=lambda route: route.name
+)
+def test_changes_need_the_token(control: Controlled, route: Route, given_header: dict[str, str]):
+    path = route.path.format(arm="least-requests", step="pin")
+    answer = control.client.post(path, json={}, headers=given_header)
+    assert TOKEN_FILE in refused(answer, 401)
+    assert answer.headers["WWW-Authenticate"] == "Bearer"
+    assert control.rows("select count(*) from arms where pinned") == [[0]]
+
+
+def test_the_token_is_for_its_owner_only_and_in_no_other_file(control: Controlled):
+    path = control.settings.data_dir / TOKEN_FILE
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    token = path.read_bytes()
+    assert len(token) >= 24
+    others = [p for p in control.folder.rglob("*") if p.is_file() and p != path]
+    assert others
+    assert not [p for p in others if token in p.read_bytes()]
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [{"Host": "evil.example"}, {"Host": "evil.example:8081"}, {"Host": "127.0.0.1.evil.example"}, {"Host": "["},
+     {"Origin": "http://evil.example"}, {"Origin": "null"}, {"Origin": "https://127.0.0.1"}],
+)  # fmt: skip
+def test_pages_from_elsewhere_may_not_even_read(control: Controlled, headers: dict[str, str]):
+    for path in ("/status", "/arms"):
+        refused(control.client.get(path, headers=headers), 403)
+    refused(control.client.post("/sql", json={"query": "select 1"}, headers=headers), 403)
+    refused(
+        control.client.post("/arms/least-requests/pin", headers=headers | control.bearer()), 403
+    )
+
+
+def test_our_own_pages_may(control: Controlled):
+    port = control.settings.control_port
+    for host in (f"127.0.0.1:{port}", f"localhost:{port}"):
+        headers = {"Host": host, "Origin": f"http://{host}"}
+        assert control.client.get("/status", headers=headers).status_code == 200
+
+
+def test_beyond_loopback_every_call_needs_the_token_but_the_probes(tmp_path):
+    token = "a-token-of-my-own"
+    with controlled(tmp_path, control_host="0.0.0.0", control_token=token, window_s=60.0) as wide:
+        assert wide.client.get("/health").status_code == 200
+        assert wide.client.get("/ready").status_code == 503
+        for path in ("/status", "/arms", "/openapi.json"):
+            refused(wide.client.get(path), 401)
+        refused(wide.client.post("/sql", json={"query": "select 1"}), 401)
+        assert (
+            wide.client.get("/arms", headers={"Authorization": f"Bearer {token}"}).status_code
+            == 200
+        )
+        code, out, errors = run("arms", "list", "--json", "-", cwd=tmp_path)
+        assert (code, errors) == (0, "")
+        assert len(json.loads(out)) >= 4
+
+
+def test_the_token_stays_from_one_start_to_the_next_unless_another_is_given(tmp_path):
+    write_token(tmp_path, None)
+    made = (tmp_path / TOKEN_FILE).read_text()
+    write_token(tmp_path, None)
+    assert (tmp_path / TOKEN_FILE).read_text() == made
+    write_token(tmp_path, "mine-and-long-enough")
+    assert (tmp_path / TOKEN_FILE).read_text() == "mine-and-long-enough"
+    assert stat.S_IMODE((tmp_path / TOKEN_FILE).stat().st_mode) == 0o600
+    assert [p.name for p in tmp_path.iterdir()] == [TOKEN_FILE]
+
+
+def test_what_is_loopback():
+    assert all(map(is_loopback, ("127.0.0.1", "127.9.9.9", "::1", "localhost", "LocalHost")))
+    assert not any(
+        map(is_loopback, ("0.0.0.0", "::", "10.0.0.1", "example.org", "", "localhost.example.org"))
+    )
+
+
+# --- the description --------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def document(control: Controlled) -> dict:
+    return control.client.get("/openapi.json").json()
+
+
+def test_every_route_is_described_and_every_description_has_a_route(
+    control: Controlled, document: dict
+):
+    described = {
+        (method.upper(), path) for path, item in document["paths"].items() for method in item
+    }
+    for method, path in described:
+        real = re.sub(r"{\w+}", "x", path).replace("/x/x", "/x/pin")
+        status = control.client.request(method, real, json={}).status_code
+        assert status not in {404, 405} or "x" in real
+    assert described == {(route.method.upper(), route.path) for route in ROUTES}
+    changing = {route.path for route in ROUTES if route.changes}
+    secured = {
+        path
+        for path, item in document["paths"].items()
+        if any("security" in o for o in item.values())
+    }
+    assert secured == changing
+
+
+def test_references_and_names_of_the_description_resolve(document: dict):
+    assert document["openapi"].startswith("3.1")
+    schemas = document["components"]["schemas"]
+    references = set(re.findall(r'"#/components/schemas/(\w+)"', json.dumps(document)))
+    assert references <= set(schemas)
+    assert "ErrorAnswer" in references
+    names = [
+        operation["operationId"]
+        for item in document["paths"].values()
+        for operation in item.values()
+    ]
+    assert len(names) == len(set(names))
+    for path, item in document["paths"].items():
+        for operation in item.values():
+            told = {parameter["name"] for parameter in operation.get("parameters", ())}
+            assert told == set(re.findall(r"{(\w+)}", path))
+
+
+def test_the_examples_of_bodies_are_valid_and_that_of_a_policy_is_taken(control: Controlled):
+    examples = {
+        body: {
+            name: field.examples[0] for name, field in body.model_fields.items() if field.examples
+        }
+        for body in {route.body for route in ROUTES if route.body}
+    }
+    for body, example in examples.items():
+        assert example
+        body.model_validate_json(json.dumps(example))
+    answered(control.post("/arms", examples[NewArmBody]), "add_arm")
+
+
+# --- nonsense ---------------------------------------------------------------------------------------
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.floats() | st.integers() | st.text(max_size=20),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3)
+    ),
+    max_leaves=8,
+)
+known_keys = st.sampled_from(sorted({*NewArmBody.model_fields, "query", "max_rows"}))
+bodies = st.one_of(
+    st.binary(max_size=200),
+    st.dictionaries(known_keys, json_values, max_size=5).map(
+        lambda value: json.dumps(value).encode()
+    ),
+    json_values.map(lambda value: json.dumps(value).encode()),
+)
+words = st.text(st.characters(blacklist_categories=["Cs"]), min_size=1, max_size=12)
+quiet = settings(
+    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+
+
+@quiet
+@given(route=st.sampled_from(ROUTES), body=bodies, word=words)
+def test_nonsense_is_refused_in_json_and_never_breaks_anything(
+    control, route: Route, body: bytes, word: str
+):
+    path = route.path.format(arm=quote(word, safe=""), step="pin")
+    content = body if route.method == "post" else None
+    request = control.client.build_request(
+        route.method.upper(), path, content=content, headers=control.bearer()
+    )
+    answer = control.client.send(request)
+    assert answer.status_code < 500 or route.name == "ready", answer.text
+    if answer.status_code >= 400 and route.name != "ready":
+        refused(answer, answer.status_code)
+
+
+def test_nothing_of_all_this_left_a_traceback(control: Controlled):
+    assert "Traceback" not in control.log()
