@@ -30,6 +30,7 @@ from autopoiesis.orchestrator.settings import Settings
 from autopoiesis.orchestrator.status import Status
 from autopoiesis.orchestrator.triggers import Trigger
 from autopoiesis.replicas.fleet import Member, read_fleet
+from autopoiesis.synthesis.archive import from_archive
 from autopoiesis.synthesis.brief import Brief
 from autopoiesis.synthesis.launch import run_worker
 from autopoiesis.telemetry.records import EventRow, OpenRequest, ReplicaSample, RequestRecord
@@ -234,6 +235,9 @@ class Controller:
                 "not asked: too few requests to race policies on",
             )
             return
+        brief, remark = from_archive(brief, self._settings.data_dir / "archive.json")
+        if remark:
+            self._say(trigger.at_s, "synthesis", "archive", remark)
         self._loop.triggers.began()
         self._growing = asyncio.create_task(self._synthesize(brief), name="synthesis")
 

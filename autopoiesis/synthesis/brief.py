@@ -57,6 +57,10 @@ class Brief:
     """Head of each window [s] that fills queues and caches and does not count."""
     known: tuple[str, ...] = ()
     """Ids of policies that need not be tried again: retired, quarantined or rejected before."""
+    archived: tuple[str, ...] = ()
+    """Policies bred under such traffic before, best first: they are raced first."""
+    archive: str = ""
+    """The file that takes in what is bred; empty: nothing is kept."""
     synthesizer: Origin = Origin.GENETIC
     """Which proposer: genetic or files."""
     folder: str = ""
@@ -116,6 +120,7 @@ class Brief:
                 for i in plain["incumbents"]
             )
             plain["known"] = tuple(plain["known"])
+            plain["archived"] = tuple(plain["archived"])
             plain["synthesizer"] = Origin(plain["synthesizer"])
             return cls(**plain)
         except BriefError:

@@ -1,5 +1,6 @@
 """A brief in bytes to verdicts in bytes: what the worker does once it is confined."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import orjson
@@ -7,6 +8,7 @@ import orjson
 from autopoiesis.arms.arm import Origin
 from autopoiesis.arms.compiler import compile_policy
 from autopoiesis.arms.language import PolicyError, verify
+from autopoiesis.synthesis.archive import Archive
 from autopoiesis.synthesis.brief import Brief, BriefError
 from autopoiesis.synthesis.files import FilesProposer
 from autopoiesis.synthesis.genetic import GeneticProposer
@@ -41,7 +43,12 @@ def answer_to(data: bytes) -> bytes:
     proposer = proposer_for(brief)
     try:
         load_kernels(brief)
-        return orjson.dumps(step(brief, proposer))
+        archive = Archive.open(Path(brief.archive)) if brief.archive else None
+        row = step(brief, proposer, archive=archive)
+        if archive is not None:
+            archive.save(Path(brief.archive))
+            row = replace(row, conclusion=f"{row.conclusion} {archive.remark}".strip())
+        return orjson.dumps(row)
     except PolicyError as error:
         raise BriefError(f"An incumbent is no policy: {error}.") from None
 

@@ -10,7 +10,9 @@ from autopoiesis.arms.arm import Origin
 from autopoiesis.arms.compiler import compile_policy
 from autopoiesis.arms.language import Policy, PolicyError, verify
 from autopoiesis.arms.machine import Program
+from autopoiesis.synthesis.archive import Elite
 from autopoiesis.synthesis.brief import Brief
+from autopoiesis.synthesis.complement import by_complement
 from autopoiesis.synthesis.probe import Probe
 from autopoiesis.synthesis.proposer import Proposal
 from autopoiesis.synthesis.race import (
@@ -221,6 +223,22 @@ class Gates:
         for candidate in running:
             candidate.gain = self.gain(*candidate.runnable, self.race_on)
         return running
+
+    def elite(self, candidate: Candidate) -> Elite:
+        """Return what the archive keeps of a candidate that has finished the race."""
+        policy_id, program = candidate.runnable
+        source = candidate.policy.source if candidate.policy else ""
+        cells = self.race_on[: len(self._brief.windows)][::-1]
+        gains = tuple(self.gain(policy_id, program, [cell]).mean for cell in cells)
+        behaviour = self._course.behaviour(policy_id, cells)
+        return Elite(policy_id, source, gains, behaviour, self._brief.asked_s)
+
+    def complementary(self, candidates: Sequence[Candidate]) -> list[Candidate]:
+        """Order candidates by what each adds, window by window, to the best incumbent and those before."""
+        if not candidates:
+            return []
+        table = np.array([self.elite(c).gains for c in candidates])
+        return [candidates[i] for i in by_complement(table, np.zeros(table.shape[1]))]
 
     def distinct(self, finishers: Sequence[Candidate]) -> list[Candidate]:
         """Keep the shortest of those that did exactly the same in every replay of the race."""

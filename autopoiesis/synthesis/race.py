@@ -9,6 +9,7 @@ from scipy.special import stdtrit
 
 from autopoiesis.arms.machine import Program
 from autopoiesis.arms.objective import Objective
+from autopoiesis.synthesis.behaviour import Behaviour, behaviour_of, mean_behaviour
 from autopoiesis.synthesis.brief import Brief
 from autopoiesis.twin.outcome import Outcome, Status
 from autopoiesis.twin.perturbation import perturbed
@@ -90,20 +91,31 @@ class Course:
         self._objective = objective
         self._in_time = in_time
         self._utility: dict[tuple[str, Cell], float] = {}
+        self._behaviour: dict[tuple[str, Cell], Behaviour] = {}
 
     def utility(self, policy_id: str, program: Program, cell: Cell) -> float:
         """Return the policy's mean utility on a cell."""
         key = (policy_id, cell)
         if key not in self._utility:
-            self._utility[key] = self.replay(program, cell)
+            outcome = self._run(program, cell)
+            self._utility[key] = mean_utility(outcome, self._objective, cell.counts)
+            self._behaviour[key] = behaviour_of(
+                outcome.select(cell.counts), self._objective, len(self._replicas)
+            )
         return self._utility[key]
+
+    def behaviour(self, policy_id: str, cells: Iterable[Cell]) -> Behaviour:
+        """Return how a policy behaves on cells that it has been run on."""
+        return mean_behaviour([self._behaviour[policy_id, cell] for cell in cells])
 
     def replay(self, program: Program, cell: Cell) -> float:
         """Run a program on a cell, even if it was run there before; return its mean utility."""
+        return mean_utility(self._run(program, cell), self._objective, cell.counts)
+
+    def _run(self, program: Program, cell: Cell) -> Outcome:
         self._in_time()
-        outcome = run_arm(cell.trace, self._replicas, program, self._objective, cell.seed)
         self.replays += 1
-        return mean_utility(outcome, self._objective, cell.counts)
+        return run_arm(cell.trace, self._replicas, program, self._objective, cell.seed)
 
     def has_run(self, policy_id: str, cell: Cell) -> bool:
         """Tell whether the policy has been run on a cell."""

@@ -1,15 +1,17 @@
-"""One synthesis cycle: propose, judge, breed from what did well, promote at most two."""
+"""One synthesis cycle: propose, judge, breed from what did well, promote at most two, tune those."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 
 import numpy as np
 
 from autopoiesis.arms.arm import Arm, Origin, State
+from autopoiesis.synthesis.archive import Archive, Elite
+from autopoiesis.synthesis.behaviour import Cell
 from autopoiesis.synthesis.brief import Brief, BriefError
 from autopoiesis.synthesis.gates import PROMOTING, Candidate, Gates
-from autopoiesis.synthesis.proposer import Parent, Proposer
+from autopoiesis.synthesis.proposer import Parent, Proposal, Proposer
 from autopoiesis.synthesis.race import Course, OutOfTime
 from autopoiesis.telemetry.records import SynthesisRow
 
@@ -36,8 +38,11 @@ def step(
     proposer: Proposer,
     clock: Clock = time.monotonic,
     cpu_clock: Clock = time.process_time,
+    archive: Archive | None = None,
 ) -> SynthesisRow:
     """Run one cycle within the brief's budget; return every verdict, promoted policies best first.
+
+    What finished the race goes into the `archive`.
 
     Raises BriefError where the brief has no hold-out, PolicyError where an incumbent is no policy.
     """
@@ -48,6 +53,8 @@ def step(
     cycle = _Cycle(brief, proposer, clock)
     started_cpu_s = cpu_clock()
     cycle.run()
+    if archive is not None:
+        archive.enter(brief, cycle.bred, cycle.failed)
     row = SynthesisRow(
         started_s=brief.asked_s,
         window=brief.window,
@@ -98,6 +105,8 @@ class _Cycle:
         self.error = ""
         self.beaten = ""
         self.conclusion = ""
+        self.bred: list[Elite] = []
+        self.failed: set[str] = set()
         self.started_s = clock()
         self._brief = brief
         self._proposer = proposer
@@ -131,6 +140,8 @@ class _Cycle:
         self._judge_finalists(gates)
         self._tune_promoted(gates)
         self._explain_the_rest()
+        self.bred = [gates.elite(c) for c in self._raced]
+        self.failed = {c.policy.id for c in self.candidates if c.policy and c.gate == "screen"}
         if self.promoted:
             gains = ", ".join(f"{c.runnable[0]} {c.gain}" for c in self.promoted)
             self.conclusion = f"Promoted with a gain over {best}: {gains}."
@@ -154,21 +165,32 @@ class _Cycle:
         """Breed generation after generation until time, room or ideas run out."""
         rng = np.random.default_rng([self._brief.seed, 4])
         blind = self._brief.for_proposers()
+        self._start_from_the_archive(gates)
         while len(self.candidates) < self._brief.max_candidates:
             self._in_time()
             n = min(GENERATION, self._brief.max_candidates - len(self.candidates))
             proposals = self._proposer.propose(blind, self._parents(gates), n, rng)[:n]
             if not proposals:
                 return
-            generation = [Candidate(proposal) for proposal in proposals]
-            self.candidates += generation
-            new = [c for c in generation if gates.verify(c) and gates.novelty(c)]
-            self._raced += gates.race([c for c in new if gates.screen(c)])
+            self._try(gates, proposals)
+
+    def _start_from_the_archive(self, gates: Gates) -> None:
+        """Race first what was bred under such traffic before."""
+        starters = self._brief.archived[: min(GENERATION, self._brief.max_candidates)]
+        thought = "from the archive of this regime"
+        self._try(gates, [Proposal(s, self._proposer.origin, thought=thought) for s in starters])
+
+    def _try(self, gates: Gates, proposals: Sequence[Proposal]) -> None:
+        """Let a generation pass the gates up to the race."""
+        generation = [Candidate(proposal) for proposal in proposals]
+        self.candidates += generation
+        new = [c for c in generation if gates.verify(c) and gates.novelty(c)]
+        self._raced += gates.race([c for c in new if gates.screen(c)])
 
     def _parents(self, gates: Gates) -> list[Parent]:
         """Return whom to start from, best first: incumbents and the best that finished a race."""
         pool = [Parent(r.policy.id, r.policy.source, r.name, r.gain) for r in gates.rivals]
-        for candidate in self._leaders()[:BREEDERS]:
+        for candidate in self._breeders(gates):
             assert candidate.policy is not None
             gain = candidate.gain.mean if candidate.gain else None
             pool.append(
@@ -176,20 +198,31 @@ class _Cycle:
             )
         return sorted(pool, key=lambda parent: parent.gain or 0.0, reverse=True)
 
+    def _breeders(self, gates: Gates) -> list[Candidate]:
+        """Return the best of each cell of behaviour, and after them the others, best first."""
+        first: list[Candidate] = []
+        others: list[Candidate] = []
+        taken: set[Cell] = set()
+        for candidate in self._leaders()[: 4 * BREEDERS]:
+            cell = gates.elite(candidate).cell
+            (others if cell in taken else first).append(candidate)
+            taken.add(cell)
+        return (first + others)[:BREEDERS]
+
     def _leaders(self) -> list[Candidate]:
         return sorted(self._raced, key=lambda c: c.gain.mean if c.gain else 0.0, reverse=True)
 
     def _judge_finalists(self, gates: Gates) -> None:
         worthy = [c for c in self._leaders() if c.gain and c.gain.mean >= self._brief.min_gain]
-        for finalist in gates.distinct(worthy)[:FINALISTS]:
+        for finalist in gates.complementary(gates.distinct(worthy))[:FINALISTS]:
             try:
                 if gates.hold_out(finalist):
                     self.promoted.append(finalist)
             except OutOfTime:
                 break
-        self.promoted.sort(key=lambda c: c.gain.mean if c.gain else 0.0, reverse=True)
+        self.promoted = gates.complementary(self.promoted)
         for spare in self.promoted[PROMOTED:]:
-            spare.reject("holdout", f"good enough, but {PROMOTED} were better: {spare.reason}")
+            spare.reject("holdout", f"good enough, but others add more: {spare.reason}")
         del self.promoted[PROMOTED:]
 
     def _tune_promoted(self, gates: Gates) -> None:
@@ -207,7 +240,6 @@ class _Cycle:
             with suppress(OutOfTime):
                 if gates.tuning_holds(tuned, candidate):
                     self.promoted[i] = tuned
-        self.promoted.sort(key=lambda c: c.gain.mean if c.gain else 0.0, reverse=True)
 
     def _explain_the_rest(self) -> None:
         """Give a reason to those that no gate has decided on."""

@@ -22,6 +22,11 @@ def score(request, replica, fleet):
     return (replica.position * 0.618 + fleet.draw) % 1.0
 """
 
+BY_SPEED = """# less work for slow replicas
+def score(request, replica, fleet):
+    return replica.in_flight / replica.speed
+"""
+
 
 def poisson(rate_rps: float, duration_s: float, seed: int, name: str = "poisson") -> Trace:
     rng = np.random.default_rng(seed)

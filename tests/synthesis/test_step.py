@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from synthesis_scenes import (
+    BY_SPEED,
     ROUND_ROBIN,
     Scripted,
     hopeless_brief,
@@ -23,11 +24,6 @@ from autopoiesis.synthesis.genetic import GeneticProposer
 from autopoiesis.synthesis.race import mean_utility
 from autopoiesis.synthesis.step import PROMOTED, promoted_arms, step
 from autopoiesis.twin.simulation import run_arm
-
-BY_SPEED = """# less work for slow replicas
-def score(request, replica, fleet):
-    return replica.in_flight / replica.speed
-"""
 
 
 def fresh_utility(source: str, brief) -> float:
