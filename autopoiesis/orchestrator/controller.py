@@ -15,7 +15,6 @@ from pathlib import Path
 
 from aiohttp import web
 
-from autopoiesis.arms.arm import State
 from autopoiesis.arms.registry import Registry
 from autopoiesis.gateway.link import Batch, PickerLink
 from autopoiesis.gateway.settings import RunDir
@@ -250,7 +249,7 @@ class Controller:
             async with self._deciding:
                 for arm, gain in take_in(row, self.registry, time.time()):
                     self._loop.welcome(arm.id, row.beaten or None, gain, RACE_WORTH)
-                    self._say(time.time(), "arm", arm.name, f"{State.CANARY}: {arm.reason}")
+                    self._say(time.time(), "arm", arm.name, f"{arm.state}: {arm.reason}")
         except TelemetryError as error:
             log.error("%s", error)
         finally:

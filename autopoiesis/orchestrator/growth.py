@@ -66,6 +66,13 @@ def promoted_with_gain(row: SynthesisRow, now_s: float) -> list[tuple[Arm, float
 
 
 def take_in(row: SynthesisRow, registry: Registry, now_s: float) -> list[tuple[Arm, float]]:
-    """Enter the promoted policies as canaries; return each with its gain over the arm `row.beaten`."""
+    """Enter the promoted policies into shadow; return each with its gain over the arm `row.beaten`.
+
+    One that the registry has in another state already is left as it is.
+    """
     promoted = [(registry.add(arm), gain) for arm, gain in promoted_with_gain(row, now_s)]
-    return [(registry.move(arm.id, State.CANARY, arm.reason), gain) for arm, gain in promoted]
+    return [
+        (registry.move(arm.id, State.SHADOW, arm.reason), gain)
+        for arm, gain in promoted
+        if arm.state is State.CANDIDATE
+    ]

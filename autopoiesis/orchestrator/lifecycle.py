@@ -1,6 +1,6 @@
 """How arms rise and fall: canary, live, confirmed; quarantined, tried again; retired.
 
-Human arms never move. A synthesized one begins as canary. It is quarantined at once when its
+Human arms never move. A synthesized one comes out of the shadow as canary. It is quarantined at once when its
 requests fail or are shed far more than others' (a counter, no statistics), and as soon as it is
 shown to be worse than the control by more than a margin. It becomes live when it has served for some
 windows and does not look that much worse: asking for proof that it is better would keep good arms
@@ -8,6 +8,7 @@ out far longer than bad ones cost. Live, it holds at most half of the fleet unti
 whole fleet against the control has confirmed it. Drift gives the quarantined another chance.
 """
 
+from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -17,6 +18,7 @@ import numpy as np
 from autopoiesis.arms.arm import Arm, Origin, State
 from autopoiesis.orchestrator.allocator import Limits
 from autopoiesis.orchestrator.harm import HarmTest
+from autopoiesis.synthesis.complement import by_complement
 from autopoiesis.telemetry.records import CellRow
 
 
@@ -71,6 +73,8 @@ class Switchback:
 
 PAIRS = 2
 """Pairs of windows in a switchback."""
+MEMORY = 60
+"""Windows by which is told what arms add to each other."""
 
 
 class Lifecycle:
@@ -84,6 +88,7 @@ class Lifecycle:
         self._wanted: dict[str, int] = {}
         self._not_before: dict[str, int] = {}
         self._sums: dict[str, tuple[float, int]] = {}
+        self._memory: deque[dict[str, float]] = deque(maxlen=MEMORY)
 
     def limits(self, arms: Sequence[Arm]) -> Limits:
         """Return which of the serving arms are limited, and how."""
@@ -158,14 +163,32 @@ class Lifecycle:
         why = "another chance after drift"
         return [Move(a.id, State.CANARY, why) for a in waiting[: self.settings.second_chances]]
 
+    def remember(self, estimates: Mapping[str, float]) -> None:
+        """Note what a settled window was worth under each arm."""
+        if estimates:
+            self._memory.append(dict(estimates))
+
     def superfluous(self, arms: Sequence[Arm], mean: Mapping[str, float]) -> list[Move]:
-        """Return the weakest synthesized live arms beyond the number that may serve."""
+        """Return the synthesized live arms beyond the number that may serve: those that add least.
+
+        A set of arms is worth its best member, window by window; `mean` is what is expected of each
+        now, and counts as one more window.
+        """
         serving = [a for a in arms if a.state in {State.CANARY, State.LIVE}]
-        weak = [a for a in serving if a.origin is not Origin.HUMAN and a.state is State.LIVE]
-        weak = sorted((a for a in weak if not a.pinned), key=lambda a: mean.get(a.id, 0.0))
         excess = max(len(serving) - self.settings.max_serving, 0)
-        why = f"the weakest of more than {self.settings.max_serving} serving arms"
-        return [Move(a.id, State.RETIRED, why) for a in weak[:excess]]
+        if not excess:
+            return []
+        windows = [*self._memory, mean]
+        table = np.array([[w.get(a.id, np.nan) for w in windows] for a in serving])
+        order = by_complement(table, np.zeros(len(windows)))
+        least_first = [serving[i] for i in reversed(order)]
+        out = [
+            a
+            for a in least_first
+            if a.origin is not Origin.HUMAN and a.state is State.LIVE and not a.pinned
+        ]
+        why = f"adds least to the others among more than {self.settings.max_serving} serving arms"
+        return [Move(a.id, State.RETIRED, why) for a in out[:excess]]
 
     # --- confirmation -------------------------------------------------------------------------
 
@@ -245,6 +268,7 @@ class Lifecycle:
             "confirmed": sorted(self._confirmed),
             "wanted": self._wanted,
             "not_before": self._not_before,
+            "memory": list(self._memory),
             "sums": {arm: list(sums) for arm, sums in self._sums.items()},
         }
 
@@ -259,6 +283,7 @@ class Lifecycle:
         self._confirmed = set(state["confirmed"])
         self._wanted = dict(state["wanted"])
         self._not_before = dict(state["not_before"])
+        self._memory = deque(state.get("memory", []), MEMORY)
         self._sums = {arm: (total, n) for arm, (total, n) in state["sums"].items()}
 
 

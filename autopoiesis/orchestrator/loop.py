@@ -45,6 +45,7 @@ from autopoiesis.orchestrator.reward import (
     utility_by_arm,
     window_row,
 )
+from autopoiesis.orchestrator.shadow import Shadow, ShadowSettings
 from autopoiesis.orchestrator.triggers import Trigger, Triggers, TriggerSettings
 from autopoiesis.telemetry.drift import DriftMonitor
 from autopoiesis.telemetry.records import ArmEstimate, CellRow, EventRow, TwinErrorRow, WindowRow
@@ -79,6 +80,7 @@ class LoopSettings:
     """Most requests that the twin simulates per window."""
     bandit: BanditSettings = field(default_factory=BanditSettings)
     lifecycle: LifecycleSettings = field(default_factory=LifecycleSettings)
+    shadow: ShadowSettings = field(default_factory=ShadowSettings)
     triggers: TriggerSettings = field(default_factory=TriggerSettings)
 
 
@@ -123,6 +125,7 @@ class WindowLoop:
         self.seed = seed
         self.beliefs = Beliefs(self.settings.bandit)
         self.lifecycle = Lifecycle(self.settings.lifecycle)
+        self.shadow = Shadow(self.settings.shadow)
         self.triggers = Triggers(self.settings.triggers)
         self.correction = TwinCorrection()
         self.drift = DriftMonitor()
@@ -145,6 +148,7 @@ class WindowLoop:
         ended = window in self._windows and self._windows[window].ended_s > 0.0
         if now is not None:
             self._foresee(now, seen)
+            self._try_in_shadow(now, seen)
         settled = self._settle(window, seen) if ended else None
         self._windows = {w: kept for w, kept in self._windows.items() if w >= window}
         return settled
@@ -177,6 +181,7 @@ class WindowLoop:
         regret = regret_of(estimates, shares, twin, self.correction) if estimates else None
         errors = twin_errors(window, judged, twin, shares)
         drifted = self._watch(seen, residual, errors)
+        self.lifecycle.remember(estimates)
         self._let_arms_rise_and_fall(seen, kept, utility_by_arm(rows), estimates, drifted)
         self._compare(seen, kept, utility_by_arm(rows), values)
         best = max(estimates.values()) if estimates else judged.mean_utility()
@@ -214,6 +219,20 @@ class WindowLoop:
         mean = float(np.mean([*values.values()])) if values else 0.0
         self.beliefs.foresight = {a: u - mean + lean.get(a, 0.0) for a, u in values.items()}
         self.beliefs.foresight_weight = self.correction.weight
+
+    def _try_in_shadow(self, now: _Window, seen: Observation) -> None:
+        """Let the arms in shadow decide the window that has just ended, beside the arm that served most."""
+        arms = [a.id for a in self.registry.all() if a.state is State.SHADOW]
+        if not arms:
+            return
+        live = max(now.allocation.arms(), key=now.allocation.share)
+        rehearsal = Rehearsal(seen, now.started_s, now.ended_s, self.objective, self.seed)
+        judged: dict[str, Judged] = {}
+        if requests := rehearsal.requests():
+            room = self.settings.replayed_requests - requests
+            tried = (live, *affordable(arms, requests, room))
+            judged = rehearsal.under({arm: self.registry.program(arm) for arm in tried})
+        self._move(self.shadow.review(arms, judged, (live, self._name(live)), seen.replicas), seen)
 
     def _rehearse(
         self, kept: _Window, seen: Observation, played: Collection[str]
@@ -257,7 +276,7 @@ class WindowLoop:
 
     def _meet_arms(self) -> None:
         """Know the arms that serve or may serve again, and no others."""
-        kept = SERVING | {State.QUARANTINED}
+        kept = SERVING | {State.SHADOW, State.QUARANTINED}
         self.beliefs.meet([a.id for a in self.registry.all() if a.state in kept])
 
     def _let_arms_rise_and_fall(
@@ -428,6 +447,7 @@ class WindowLoop:
             "load": self._load.tolist(),
             "correction": self.correction.to_dict(),
             "lifecycle": self.lifecycle.to_dict(),
+            "shadow": self.shadow.to_dict(),
             "triggers": self.triggers.to_dict(),
             "windows": [_to_plain(kept) for kept in self._windows.values()],
         }
@@ -442,6 +462,7 @@ class WindowLoop:
         self.drift = DriftMonitor.restored(state)
         self.correction = TwinCorrection.from_dict(plain["correction"])
         self.lifecycle.restore(plain["lifecycle"])
+        self.shadow.restore(plain.get("shadow", {}))
         self.triggers.restore(plain["triggers"])
         self._load = np.array(plain["load"], np.float64)
         kept = [_from_plain(w) for w in plain["windows"]]

@@ -213,7 +213,7 @@ def run_online(
         )
         for newcomer in evolve(request):
             known = {a.id for a in registry.all()}
-            arm = registry.add(replace(newcomer.arm, state=State.CANARY))
+            arm = registry.add(replace(newcomer.arm, state=State.SHADOW))
             if arm.id not in known:
                 loop.welcome(arm.id, newcomer.like, newcomer.gain, newcomer.pseudo_count)
                 created += 1

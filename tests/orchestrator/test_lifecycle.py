@@ -128,3 +128,25 @@ def test_a_switchback_ends_with_its_arm():
     lifecycle.abandon(frozenset({HUMAN.id}))
     assert lifecycle.switchback is None
     assert lifecycle.compare(2, 0.5) is None
+
+
+def test_a_specialist_is_kept_before_a_copy_that_is_better_on_average():
+    lifecycle = Lifecycle(LifecycleSettings(max_serving=3))
+    best, copy, specialist = (
+        written(
+            SHED_ALL.replace("replica.in_flight", f"replica.in_flight + {i}"), f"a{i}", State.LIVE
+        )
+        for i in range(3)
+    )
+    arms = [HUMAN, best, copy, specialist]
+    for window in range(80):
+        rare = window % 20 == 0
+        worth = (0.1, 0.1, 0.1, 0.9) if rare else (0.5, 0.8, 0.79, 0.2)
+        lifecycle.remember({a.id: u for a, u in zip(arms, worth, strict=True)})
+    mean = {a.id: u for a, u in zip(arms, (0.5, 0.8, 0.79, 0.2), strict=True)}
+    again = Lifecycle(lifecycle.settings)
+    again.restore(lifecycle.to_dict())
+    for mind in (lifecycle, again):
+        (move,) = mind.superfluous(arms, mean)
+        assert (move.arm_id, move.state) == (copy.id, State.RETIRED)
+    assert len(lifecycle.to_dict()["memory"]) == 60

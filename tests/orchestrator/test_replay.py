@@ -82,7 +82,7 @@ def test_a_replay_repeats_itself(report):
     assert again.results == report.results
 
 
-def test_synthesis_is_asked_with_the_past_only_and_its_arm_enters_as_canary():
+def test_synthesis_is_asked_with_the_past_only_and_its_arm_serves_after_the_shadow():
     requests: list[Request] = []
 
     def evolve(request: Request) -> list[Newcomer]:
