@@ -1,4 +1,4 @@
-"""The control API: health, status, arms, allocation, orders, and SQL.
+"""The control API: health, status, arms, allocation, orders, SQL, and the live page.
 
 What each route takes and answers stands in `control_contract`, who may call it in `control_access`.
 Every error is JSON: `{"error": {"message", "type"}}`.
@@ -21,6 +21,7 @@ from autopoiesis.orchestrator.catalogue import list_arms, show_arm
 from autopoiesis.orchestrator.control_access import Access
 from autopoiesis.orchestrator.control_contract import ROUTES, NewArmBody, Route, SaidBody
 from autopoiesis.orchestrator.control_openapi import openapi
+from autopoiesis.orchestrator.page_routes import PAGE_PATHS, add_page
 from autopoiesis.orchestrator.registrar import NewArm, Said, Step
 from autopoiesis.telemetry.endpoint import sql_routes
 from autopoiesis.telemetry.query import QueryError
@@ -127,6 +128,7 @@ def control_app(store: Store, desk: Desk, access: Access) -> web.Application:
     for route in ROUTES:
         handler: Handler = sql.handler if route.name == "sql" else getattr(handlers, route.name)  # type: ignore[union-attr]
         app.router.add_route(route.method, _pattern(route), handler)
+    add_page(app, store, desk.status)
     return app
 
 
@@ -137,8 +139,9 @@ def _guard(access: Access) -> Any:
     @web.middleware
     async def guard(request: web.Request, handler: Handler) -> web.StreamResponse:
         resource = request.match_info.route.resource
-        route = known.get((request.method, resource.canonical if resource else ""))
-        if not (route and route.probe):
+        path = resource.canonical if resource else ""
+        route = known.get((request.method, path))
+        if not (path in PAGE_PATHS or (route and route.probe)):
             refusal = access.refusal(request, needs_token=bool(route and route.changes))
             if refusal:
                 answer = _error(refusal.status, refusal.kind, refusal.message)
