@@ -146,20 +146,22 @@ export class Chart {
     return shapes;
   }
 
-  /** Areas with steps: an allocation is the same for a whole window. */
+  /** Areas with steps: an allocation is the same for a whole window. Where no window was, nothing is drawn. */
   #areas() {
-    const base = this.#data.from.map(() => 0);
+    const { from, to } = this.#data;
+    const joins = from.map((start, i) => i > 0 && start - to[i - 1] < (to[i] - start) / 2);
+    const base = from.map(() => 0);
     return this.#data.series.map((layer) => {
-      const top = base.map((under, i) => under + (layer.values[i] ?? 0));
-      const out = [];
-      const back = [];
-      top.forEach((value, i) => {
-        const [x0, x1] = [this.x(this.#data.from[i]).toFixed(1), this.x(this.#data.to[i]).toFixed(1)];
-        out.push(`${x0},${this.y(value).toFixed(1)}`, `${x1},${this.y(value).toFixed(1)}`);
-        back.push(`${x0},${this.y(base[i]).toFixed(1)}`, `${x1},${this.y(base[i]).toFixed(1)}`);
+      const pieces = [];
+      layer.values.forEach((value, i) => {
+        const [x0, x1] = [this.x(from[i]).toFixed(1), this.x(to[i]).toFixed(1)];
+        const [y0, y1] = [this.y(base[i]).toFixed(1), this.y(base[i] + (value ?? 0)).toFixed(1)];
+        if (!joins[i]) pieces.push({ out: [], back: [] });
+        pieces.at(-1).out.push(`${x0},${y1}`, `${x1},${y1}`);
+        pieces.at(-1).back.push(`${x0},${y0}`, `${x1},${y0}`);
+        base[i] += value ?? 0;
       });
-      top.forEach((value, i) => (base[i] = value));
-      return s("polygon", { class: "area", fill: layer.colour, points: [...out, ...back.reverse()].join(" ") });
+      return pieces.map(({ out, back }) => s("polygon", { class: "area", fill: layer.colour, points: [...out, ...back.reverse()].join(" ") }));
     });
   }
 

@@ -8,7 +8,6 @@ import { drawFamily } from "/page/family.js";
 import { drawFleet } from "/page/fleet.js";
 import { follow } from "/page/live.js";
 import { Model } from "/page/model.js";
-import { drawOrders } from "/page/orders.js";
 import { drawSynthesis } from "/page/synthesis.js";
 import { themeButton } from "/page/theme.js";
 import { trafficPanels } from "/page/traffic.js";
@@ -28,7 +27,7 @@ function draw() {
   if (!stale) return;
   stale = false;
   panels.windows(model);
-  for (const panel of [drawFleet, drawArms, drawFamily, drawSynthesis, drawEvents, drawOrders]) panel(model);
+  for (const panel of [drawFleet, drawArms, drawFamily, drawSynthesis, drawEvents]) panel(model);
 }
 
 function told(part, value) {

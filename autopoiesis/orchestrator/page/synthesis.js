@@ -5,6 +5,8 @@ import { byId, h, show, when } from "/page/dom.js";
 import { gain } from "/page/family.js";
 import { brief, clock, number, plural, seconds } from "/page/format.js";
 
+const FIRST = 8;
+const MOST = 100;
 const open = new Set();
 
 export function drawSynthesis(model) {
@@ -42,11 +44,20 @@ function drawCycle(model, cycle) {
 async function answers(body, cycle, model) {
   try {
     const [window] = await sql(`select context from windows where window_id = ${cycle.window_id}`);
+    const gates = await sql(`select gate, count(*) as count from candidates where synthesis = ${cycle.synthesis} group by gate order by count desc`);
     const candidates = await sql(
       `select position, arm_id, verdict, gate, gain, gain_low, gain_high, reason, parents, thought, source
-       from candidates where synthesis = ${cycle.synthesis} order by verdict, gain desc nulls last limit 60`,
+       from candidates where synthesis = ${cycle.synthesis} order by verdict, gain desc nulls last limit ${MOST}`,
     );
-    show(body, theBrief(cycle, window, model), cost(cycle), candidates.map((candidate) => drawCandidate(candidate, model)));
+    const drawn = candidates.map((candidate) => drawCandidate(candidate, model));
+    show(
+      body,
+      theBrief(cycle, window, model),
+      cost(cycle),
+      h("p", { class: "quiet" }, "Decided at the gate: ", gates.map(({ gate, count }) => `${gate} ${count}`).join(", ")),
+      drawn.slice(0, FIRST),
+      drawn.length > FIRST && h("details", { class: "minor" }, h("summary", {}, h("span", {}, `the next ${drawn.length - FIRST}`)), drawn.slice(FIRST)),
+    );
   } catch (error) {
     show(body, h("p", { class: "trouble", role: "alert" }, error.message));
   }
