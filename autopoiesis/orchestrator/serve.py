@@ -29,7 +29,9 @@ async def _serve(settings: Settings, say: Say, detail: Say) -> None:
             return
         await starting
         say(f"OpenAI-compatible endpoint: {supervisor.url}/v1 ({describe(supervisor)})")
-        say(f"live page and control API: {supervisor.control_url}   telemetry: {settings.telemetry_file}")
+        say(
+            f"live page and control API: {supervisor.control_url}   telemetry: {settings.telemetry_file}"
+        )
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(stopping, settings.for_s)
         say(f"draining (at most {settings.drain_s:g} s)")

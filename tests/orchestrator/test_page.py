@@ -4,8 +4,10 @@ import shutil
 import time
 
 import pytest
-from controller_alone import controlled
+from controller_process import controlled
 from page_scene import write_scene
+
+from autopoiesis.orchestrator.control_access import read_token
 
 playwright = pytest.importorskip(
     "playwright.sync_api", reason="playwright is not installed (extra dev)"
@@ -51,7 +53,7 @@ def open_page(browser, instance):
             "console", lambda said: complaints.append(said.text) if said.type != "log" else None
         )
         page.on("pageerror", lambda error: complaints.append(str(error)))
-        page.goto(instance.url)
+        page.goto(instance.settings.control_url)
         expect(page.locator("#connection")).to_have_text("live", timeout=PATIENCE_MS)
         expect(page.locator("#allocation .area").first).to_be_attached(timeout=PATIENCE_MS)
         return page
@@ -162,7 +164,7 @@ def test_a_synthesis_cycle_opens_with_brief_answers_and_verdicts(open_page):
 def test_the_page_survives_a_server_that_goes_away(browser, instance):
     context = browser.new_context()
     page = context.new_page()
-    page.goto(instance.url)
+    page.goto(instance.settings.control_url)
     pill = page.locator("#connection")
     expect(pill).to_have_text("live", timeout=PATIENCE_MS)
     before = newest_window(page)
@@ -280,9 +282,101 @@ def test_the_page_asks_nobody_but_its_server(open_page, browser, instance):
     page = context.new_page()
     asked = []
     page.on("request", lambda request: asked.append(request.url))
-    page.goto(instance.url)
+    page.goto(instance.settings.control_url)
     expect(page.locator("#connection")).to_have_text("live", timeout=PATIENCE_MS)
     context.close()
 
     assert asked
-    assert [] == [url for url in asked if not url.startswith(instance.url)]
+    assert [] == [url for url in asked if not url.startswith(instance.settings.control_url)]
+
+
+@pytest.fixture
+def operator(open_page, instance):
+    """A page with the token given, and a way to order something for an arm."""
+    page = open_page()
+    panel = page.locator("#controls")
+    panel.get_by_label("Token").fill(read_token(instance.settings.data_dir))
+
+    def give(order, arm):
+        option = panel.get_by_label("Arm").locator("option").filter(has_text=f"{arm} (")
+        panel.get_by_label("Arm").select_option(value=option.get_attribute("value"))
+        panel.get_by_label("Why").fill("tried from the page")
+        panel.get_by_role("button", name=order, exact=True).click()
+
+    page.give = give
+    return page
+
+
+def row(page, arm):
+    return page.locator("#arms tr").filter(has=page.get_by_role("rowheader", name=arm))
+
+
+def test_orders_need_the_token(open_page):
+    panel = open_page().locator("#controls")
+    panel.get_by_role("button", name="Pin", exact=True).click()
+
+    expect(panel.get_by_role("status")).to_contain_text("Give the token first")
+
+
+def test_beyond_loopback_the_page_asks_for_the_token_before_it_shows_anything(
+    browser, tmp_path_factory
+):
+    folder = tmp_path_factory.mktemp("open")
+    with controlled(folder, window_s=2.0, control_host="0.0.0.0") as running:
+        context = browser.new_context()
+        page = context.new_page()
+        page.goto(running.settings.control_url)
+        expect(page.locator("#connection")).to_have_text("a token is needed", timeout=PATIENCE_MS)
+        page.get_by_role("textbox", name="Token").fill(read_token(running.settings.data_dir))
+        page.get_by_role("textbox", name="Token").press("Enter")
+
+        expect(page.locator("#connection")).to_have_text("live", timeout=PATIENCE_MS)
+        expect(page.get_by_role("button", name="Retire", exact=True)).to_be_visible()
+        context.close()
+
+
+def test_a_wrong_token_is_refused_in_a_sentence(browser, instance):
+    context = browser.new_context()
+    page = context.new_page()
+    page.goto(instance.settings.control_url)
+    panel = page.locator("#controls")
+    panel.get_by_label("Token").fill("wrong")
+    panel.get_by_role("button", name="Pin", exact=True).click()
+
+    expect(panel.get_by_role("status")).to_contain_text("control-token", timeout=PATIENCE_MS)
+    context.close()
+
+
+def test_pin_and_unpin_show_at_once_and_are_kept(operator, instance):
+    operator.give("Pin", "gen-kv-aware")
+    expect(row(operator, "gen-kv-aware").get_by_title("pinned")).to_be_visible()
+    kept = instance.rows("select pinned from arms where name = 'gen-kv-aware'")
+    operator.give("Unpin", "gen-kv-aware")
+    expect(row(operator, "gen-kv-aware").get_by_title("pinned")).to_have_count(0)
+
+    assert [[True]] == kept
+    expect(operator.locator("#events")).to_contain_text("tried from the page")
+
+
+def test_quarantine_promote_and_retire_take_an_arm_through_its_states(operator):
+    for order, state in (
+        ("Quarantine", "quarantined"),
+        ("Promote", "canary"),
+        ("Retire", "retired"),
+    ):
+        operator.give(order, "gen-kv-wary")
+        expect(operator.locator("#controls").get_by_role("status")).to_have_text(
+            f"Done: gen-kv-wary is {state}."
+        )
+        expect(operator.locator(f"#family .node.{state}")).to_have_text("gen-kv-wary")
+
+    operator.get_by_role("button", name="that do not serve").click()
+    expect(row(operator, "gen-kv-wary").locator("td").nth(1)).to_have_text("retired")
+
+
+def test_what_cannot_be_done_is_said(operator, open_page):
+    operator.give("Promote", "round-robin")
+    expect(operator.locator("#controls .answer.trouble")).to_contain_text("live already")
+
+    assert 1 == len(open_page.complaints)
+    assert "409" in open_page.complaints.pop()

@@ -8,6 +8,7 @@ import { drawFamily } from "/page/family.js";
 import { drawFleet } from "/page/fleet.js";
 import { follow } from "/page/live.js";
 import { Model } from "/page/model.js";
+import { askForToken, drawOrders } from "/page/orders.js";
 import { drawSynthesis } from "/page/synthesis.js";
 import { themeButton } from "/page/theme.js";
 import { trafficPanels } from "/page/traffic.js";
@@ -27,7 +28,7 @@ function draw() {
   if (!stale) return;
   stale = false;
   panels.windows(model);
-  for (const panel of [drawFleet, drawArms, drawFamily, drawSynthesis, drawEvents]) panel(model);
+  for (const panel of [drawFleet, drawArms, drawFamily, drawSynthesis, drawEvents, drawOrders]) panel(model);
 }
 
 function told(part, value) {
@@ -46,6 +47,7 @@ function changed(now) {
   const pill = byId("connection");
   pill.dataset.state = now;
   say(pill, SAYS[now]);
+  if (now === "locked") askForToken();
 }
 
 themeButton(byId("theme"));
