@@ -24,7 +24,8 @@ from autopoiesis.orchestrator.control_access import Access, read_token
 from autopoiesis.orchestrator.desk import Desk
 from autopoiesis.orchestrator.growth import RACE_WORTH, brief_of, take_in
 from autopoiesis.orchestrator.loop import KEEP_WINDOWS, Settled, WindowLoop
-from autopoiesis.orchestrator.observation import Observation, observed
+from autopoiesis.orchestrator.observation import Observation
+from autopoiesis.twin.recorded import observed
 from autopoiesis.orchestrator.settings import Settings
 from autopoiesis.orchestrator.status import Status
 from autopoiesis.orchestrator.triggers import Trigger

@@ -1,7 +1,7 @@
 import numpy as np
 
 from autopoiesis.arms.objective import Objective
-from autopoiesis.orchestrator.observation import observed
+from autopoiesis.twin.recorded import observed
 from autopoiesis.orchestrator.reward import utilities
 from autopoiesis.telemetry.records import OpenRequest, RequestRecord, Status
 

@@ -4,7 +4,7 @@ from traffic import fleet, human, poisson, registry
 
 from autopoiesis.arms.allocation import SHARDS, Allocation, Cell
 from autopoiesis.arms.objective import Objective
-from autopoiesis.orchestrator.observation import observed
+from autopoiesis.twin.recorded import observed
 from autopoiesis.orchestrator.reward import (
     cell_rows,
     fresh_shards,
