@@ -25,7 +25,6 @@ from autopoiesis.orchestrator.desk import Desk
 from autopoiesis.orchestrator.growth import RACE_WORTH, brief_of, take_in
 from autopoiesis.orchestrator.loop import KEEP_WINDOWS, Settled, WindowLoop
 from autopoiesis.orchestrator.observation import Observation
-from autopoiesis.twin.recorded import observed
 from autopoiesis.orchestrator.settings import Settings
 from autopoiesis.orchestrator.status import Status
 from autopoiesis.orchestrator.triggers import Trigger
@@ -36,6 +35,7 @@ from autopoiesis.synthesis.launch import run_worker
 from autopoiesis.telemetry.records import EventRow, OpenRequest, ReplicaSample, RequestRecord
 from autopoiesis.telemetry.store import Store, TelemetryError
 from autopoiesis.twin.latency import profile
+from autopoiesis.twin.recorded import observed
 from autopoiesis.twin.simulation import ReplicaSpec
 from autopoiesis.twin.warm import warm_up
 

@@ -4,8 +4,9 @@ The twin is in the loop: each replica is replayed alone with the requests it was
 multipliers of groups of coefficients are turned until times to first token and times per token
 agree, by robust least squares on their logarithms (`scipy.optimize.least_squares`, soft L1). Two
 starts are tried: the profile scaled to the fastest tokens seen, and a linear model from a
-regression of token times on concurrency and prefill. Intervals are from the cluster-robust
-("sandwich") covariance over blocks of time (Cameron and Miller, 2015), Student's t.
+regression of token times on concurrency and prefill. Coefficients that act alike (a sequence's
+cost and its context's, say) are told apart poorly, and their intervals are wide; what is predicted
+does not suffer from that.
 """
 
 import math
@@ -46,8 +47,10 @@ PRIOR = 0.1
 """Weight of staying at the start, per parameter: keeps what the data do not tell."""
 SCALE = 0.2
 """Deviation of a logarithm beyond which a request counts as an outlier."""
-STEP = 0.05
+STEP = 0.4
 """Difference of a logarithm for derivatives; a simulator of queues is not smooth on less."""
+NEAR, FAR = 0.05, 1.6
+"""Shortest and longest reach of an interval that is looked at, on the logarithm."""
 BLOCKS = 20
 """Blocks of time that are taken as independent of each other."""
 CONFIDENCE = 0.9
@@ -146,7 +149,14 @@ def calibrate(
         residuals = _Residuals(model, recordings, rows, _http_s(recordings, rows))
         tell(f"fitting from the {what}")
         fit = least_squares(
-            residuals, residuals.origin, loss="soft_l1", f_scale=SCALE, diff_step=STEP, max_nfev=40
+            residuals,
+            residuals.origin,
+            jac=residuals.jacobian,
+            loss="soft_l1",
+            f_scale=SCALE,
+            max_nfev=40,
+            xtol=1e-3,
+            ftol=1e-5,
         )
         if best is None or fit.cost < best[0]:
             best = float(fit.cost), model, np.asarray(fit.x), residuals
@@ -183,6 +193,7 @@ class _Residuals:
             tuple(np.isfinite(x) & (x > 0.0) & m for x in (r.ttft_s, r.tpot_s))
             for r, m in zip(recordings, rows, strict=True)
         ]
+        self._blocks = self._blocks_of_time()
 
     def __call__(self, theta: Floats) -> Floats:
         return np.concatenate([self.of_requests(theta), PRIOR * (theta - self.origin)])
@@ -204,8 +215,24 @@ class _Residuals:
             ]
         return np.concatenate(parts)
 
-    def blocks(self) -> NDArray[np.int64]:
-        """Return the block of time of each request's residual."""
+    def jacobian(self, theta: Floats) -> Floats:
+        """Return the derivatives by central differences: a simulator of queues is not smooth."""
+        columns: list[Floats] = []
+        for k in range(len(theta)):
+            up, down = theta.copy(), theta.copy()
+            up[k] += STEP
+            down[k] -= STEP
+            columns.append((self(up) - self(down)) / (2 * STEP))
+        return np.stack(columns, axis=1)
+
+    def block_costs(self, theta: Floats) -> Floats:
+        """Return the soft L1 cost of each block of time."""
+        cost = SCALE**2 * (np.sqrt(1.0 + (self.of_requests(theta) / SCALE) ** 2) - 1.0)
+        sums = np.bincount(self._blocks, weights=cost)
+        return sums[np.bincount(self._blocks) > 0]
+
+    def _blocks_of_time(self) -> NDArray[np.int64]:
+        """Return the block of each request's residual."""
         last_s = max(float(r.trace.arrival_s[-1]) for r in self._recordings)
         blocks: list[NDArray[np.int64]] = []
         for r, (first, later) in zip(self._recordings, self._seen, strict=True):
@@ -281,20 +308,22 @@ def _http_s(recordings: Sequence[Recorded], rows: Sequence[Mask]) -> float:
 def _result(
     before: Profile, model: _Model, theta: Floats, residuals: _Residuals, requests: int
 ) -> Calibration:
-    half = _half_widths(theta, residuals)
     profile = model.profile(theta)
     source = f"calibrated on {requests} requests of {', '.join(model.replicas)}; from {before.name}"
     profile = replace(profile, source=source, validated=False, check="")
-    wide = dict(zip((*model.groups, HTTP), half.tolist(), strict=False))
+    reach = _intervals(theta, residuals)
+    wide = dict(zip((*model.groups, HTTP), np.exp(reach).tolist(), strict=False))
     coefficients = [
-        Coefficient(n, getattr(before.step, n), v, v * math.exp(-wide[g]), v * math.exp(wide[g]))
+        Coefficient(n, getattr(before.step, n), v, v / wide[g][0], v * wide[g][1])
         for g in model.groups
         for n in GROUPS[g]
         if (v := getattr(profile.step, n)) > 0.0 or getattr(before.step, n) > 0.0
     ]
     http_s = profile.client.request_s
-    bounds = (http_s * math.exp(-wide[HTTP]), http_s * math.exp(wide[HTTP]))
-    coefficients.append(Coefficient("client.request_s", before.client.request_s, http_s, *bounds))
+    down, up = wide[HTTP]
+    coefficients.append(
+        Coefficient("client.request_s", before.client.request_s, http_s, http_s / down, http_s * up)
+    )
     as_it_was = _Model(before, (), model.replicas)
     then = _Residuals(as_it_was, *residuals.source, before.client.request_s or 1e-6)
     return Calibration(
@@ -307,25 +336,28 @@ def _result(
     )
 
 
-def _half_widths(theta: Floats, residuals: _Residuals) -> Floats:
-    """Return half the width of each parameter's interval, on the logarithm.
+def _intervals(theta: Floats, residuals: _Residuals) -> Floats:
+    """Return how far each parameter can go down and up, (parameters, 2), on the logarithm.
 
-    The sandwich: (J'WJ + P)^-1 (sum of the squared scores of each block) (J'WJ + P)^-1, with the
-    weights W of the soft L1 loss and the prior P.
+    A coefficient is moved, the others follow as the derivatives say they compensate for it, until
+    the twin predicts significantly worse: a paired t-test over blocks of time. A replay of queues is
+    too rough for a covariance from derivatives alone, which is far too sure of itself.
     """
     at = residuals.of_requests(theta)
-    jacobian = np.empty((len(at), len(theta)))
-    for k in range(len(theta)):
-        up, down = theta.copy(), theta.copy()
-        up[k] += STEP
-        down[k] -= STEP
-        jacobian[:, k] = (residuals.of_requests(up) - residuals.of_requests(down)) / (2 * STEP)
-    weight = 1.0 / np.sqrt(1.0 + (at / SCALE) ** 2)
-    bread = np.linalg.inv(jacobian.T @ (jacobian * weight[:, None]) + PRIOR**2 * np.eye(len(theta)))
-    scores = jacobian * (weight * at)[:, None]
-    blocks = residuals.blocks()
-    sums = np.array([scores[blocks == b].sum(axis=0) for b in np.unique(blocks)])
-    count = len(sums)
-    meat = sums.T @ sums * count / max(count - 1, 1)
-    spread = np.sqrt(np.diag(bread @ meat @ bread) + PRIOR**2 * SCALE**2 * np.diag(bread) ** 2)
-    return spread * float(student.ppf(0.5 + CONFIDENCE / 2, max(count - 1, 1)))
+    jacobian = residuals.jacobian(theta)
+    weight = np.concatenate([1.0 / np.sqrt(1.0 + (at / SCALE) ** 2), np.ones(len(theta))])
+    covariance = np.linalg.inv(jacobian.T @ (jacobian * weight[:, None]))
+    here = residuals.block_costs(theta)
+    critical = float(student.ppf(0.5 + CONFIDENCE / 2, len(here) - 1))
+
+    def reach(k: int, sign: float) -> float:
+        direction = sign * covariance[k] / covariance[k, k]
+        far = NEAR
+        while far < FAR:
+            worse = residuals.block_costs(theta + far * direction) - here
+            if worse.mean() > critical * worse.std(ddof=1) / math.sqrt(len(worse)):
+                break
+            far *= 2.0
+        return far
+
+    return np.array([(reach(k, -1.0), reach(k, 1.0)) for k in range(len(theta))])

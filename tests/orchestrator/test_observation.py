@@ -1,9 +1,9 @@
 import numpy as np
 
 from autopoiesis.arms.objective import Objective
-from autopoiesis.twin.recorded import observed
 from autopoiesis.orchestrator.reward import utilities
 from autopoiesis.telemetry.records import OpenRequest, RequestRecord, Status
+from autopoiesis.twin.recorded import observed
 
 
 def record(status=Status.COMPLETED, ttft_s=0.2, e2e_s=0.4, output_tokens=3):

@@ -4,7 +4,6 @@ from traffic import fleet, human, poisson, registry
 
 from autopoiesis.arms.allocation import SHARDS, Allocation, Cell
 from autopoiesis.arms.objective import Objective
-from autopoiesis.twin.recorded import observed
 from autopoiesis.orchestrator.reward import (
     cell_rows,
     fresh_shards,
@@ -16,6 +15,7 @@ from autopoiesis.orchestrator.reward import (
     window_row,
 )
 from autopoiesis.telemetry.records import OpenRequest, RequestRecord, Status
+from autopoiesis.twin.recorded import observed
 from autopoiesis.twin.simulation import run_arm
 
 OBJECTIVE = Objective(slo_ttft_s=1.0, slo_tpot_s=0.1)
