@@ -228,7 +228,7 @@ class _Residuals:
     def block_costs(self, theta: Floats) -> Floats:
         """Return the soft L1 cost of each block of time."""
         cost = SCALE**2 * (np.sqrt(1.0 + (self.of_requests(theta) / SCALE) ** 2) - 1.0)
-        sums = np.bincount(self._blocks, weights=cost)
+        sums = np.bincount(self._blocks, weights=cost).astype(np.float64)
         return sums[np.bincount(self._blocks) > 0]
 
     def _blocks_of_time(self) -> NDArray[np.int64]:

@@ -18,6 +18,7 @@ import math
 from dataclasses import dataclass, fields
 from functools import cache
 from importlib import resources
+from pathlib import Path
 from typing import Any, Literal
 
 import numba
@@ -140,10 +141,14 @@ def profiles() -> tuple[str, ...]:
 
 @cache
 def profile(name: str) -> Profile:
-    """Return a built-in profile, or the roofline that `GPU-MODEL-tpN-PRECISION` asks for.
+    """Return a built-in profile, the one in FILE.json, or the roofline of `GPU-MODEL-tpN-PRECISION`.
 
     A ValueError says what is wrong, and which there are.
     """
+    if name.endswith(".json"):
+        from autopoiesis.twin.profile_files import read_profile  # noqa: PLC0415 - built from this
+
+        return read_profile(Path(name))
     from autopoiesis.twin.roofline import composed  # noqa: PLC0415 - it is built from this module
 
     entries = _entries()
