@@ -21,12 +21,16 @@ from autopoiesis.cli_options import (
     SloTpot,
     SloTtft,
     Verbose,
+    Windows,
     err,
     out,
     read_settings,
     refusals,
+    say,
+    say_nothing,
     stop_with,
 )
+from autopoiesis.cli_twin import twin_app
 
 app = typer.Typer(
     name="autopoiesis",
@@ -38,14 +42,7 @@ app = typer.Typer(
 traces_app = typer.Typer(help="Traces of requests.", no_args_is_help=True)
 app.add_typer(arms_app, name="arms")
 app.add_typer(traces_app, name="traces")
-
-
-def _say(line: str) -> None:
-    err.print(line, highlight=False, markup=False, soft_wrap=True)
-
-
-def _say_nothing(_line: str) -> None:
-    pass
+app.add_typer(twin_app, name="twin")
 
 
 def _show_version(wanted: bool) -> None:
@@ -125,7 +122,7 @@ def serve(
             control_host=control_host, control_port=control_port, synthesizer=synthesizer, window_s=window,
             slo_ttft_s=slo_ttft, slo_tpot_s=slo_tpot, for_s=for_s, data_dir=data_dir, seed=seed,
         )  # fmt: skip
-        run(settings, _say_nothing if quiet else _say, _say if verbose else _say_nothing)
+        run(settings, say_nothing if quiet else say, say if verbose else say_nothing)
 
 
 @app.command()
@@ -344,6 +341,21 @@ def traces_import(
         trace = read_trace(source)
         write_trace(trace, target)
     out.print(f"{len(trace)} requests written to {target}", highlight=False)
+
+
+@traces_app.command("export")
+def traces_export(
+    target: Annotated[Path, typer.Argument(metavar="OUT", help="Parquet file to write.")],
+    windows: Windows = None,
+    data_dir: DataDir = None,
+    config: Config = None,
+) -> None:
+    """Write stored requests as a trace: lengths and salted hashes, never content."""
+    from autopoiesis.orchestrator.twin_commands import export_trace
+
+    with refusals():
+        count = export_trace(read_settings(config, data_dir=data_dir), windows, target)
+    out.print(f"{count} requests written to {target}", highlight=False)
 
 
 def main() -> None:

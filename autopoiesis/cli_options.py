@@ -44,6 +44,19 @@ Profiles = Annotated[
     typer.Option("--profile", help="Latency profile of the replicas; repeat for a mixed fleet."),
 ]
 
+Windows = Annotated[
+    int | None, typer.Option("--windows", min=1, help="Use the last N windows. [default: all]")
+]
+
+
+def say(line: str) -> None:
+    """Print one line to stderr, as it is."""
+    err.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+def say_nothing(_line: str) -> None:
+    """Print nothing."""
+
 
 def stop_with(code: int, message: str) -> NoReturn:
     """Print one sentence to stderr and exit."""
@@ -64,6 +77,8 @@ def refusals() -> Generator[None]:
     from autopoiesis.replicas.probe import ProbeError
     from autopoiesis.telemetry.query import QueryError
     from autopoiesis.telemetry.store import TelemetryError
+    from autopoiesis.twin.calibration import CalibrationError
+    from autopoiesis.twin.profile_files import ProfileError
     from autopoiesis.twin.trace import TraceError
 
     try:
@@ -72,7 +87,7 @@ def refusals() -> Generator[None]:
         stop_with(CANNOT_START, str(error))
     except (SettingsError, TraceError, PolicyError, RegistryError, QueryError) as error:
         stop_with(WRONG_USAGE, str(error))
-    except (RefusedError, FolderError) as error:
+    except (RefusedError, FolderError, CalibrationError, ProfileError) as error:
         stop_with(WRONG_USAGE, str(error))
 
 

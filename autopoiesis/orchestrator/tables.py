@@ -16,6 +16,8 @@ from rich.table import Table
 from rich.tree import Tree
 
 from autopoiesis.orchestrator.doctor import Finding
+from autopoiesis.twin.calibration import Calibration
+from autopoiesis.twin.validation import Validation
 
 
 class Describable(Protocol):
@@ -169,6 +171,49 @@ def replay_table(report: Describable) -> Table:
         )
     table.caption = "* best human arm"
     return table
+
+
+def calibration_table(calibration: Calibration) -> Table:
+    """Show the coefficients before and after, with their intervals."""
+    table = Table(
+        title=f"{calibration.requests:,} requests: mean error of a time "
+        f"{math.expm1(calibration.error_before):.0%} before, {math.expm1(calibration.error):.0%} now"
+    )
+    table.add_column("coefficient")
+    for column in ("before", "now", "90 % interval"):
+        table.add_column(column, justify="right")
+    for c in calibration.coefficients:
+        low, high = _microseconds(c.low), _microseconds(c.high)
+        table.add_row(c.name, _microseconds(c.before), _microseconds(c.value), f"{low} to {high}")
+    speeds = [f"{name} {speed:.2f}" for name, speed in calibration.speeds.items()]
+    table.caption = "microseconds; relative speeds: " + ", ".join(speeds)
+    return table
+
+
+def validation_table(validation: Validation) -> Table:
+    """Show the twin's errors."""
+    table = Table(title=f"{validation.requests:,} requests not fitted to ({validation.profile})")
+    for column in ("measure", "statistic"):
+        table.add_column(column)
+    for column in ("observed", "twin", "error", "90 % interval"):
+        table.add_column(column, justify="right")
+    for c in validation.comparisons:
+        interval = "-" if c.low == c.high else f"{c.low:+.1%} to {c.high:+.1%}"
+        table.add_row(
+            c.measure,
+            c.statistic,
+            number(c.observed, 4),
+            number(c.twin, 4),
+            f"{c.error:+.1%}",
+            interval,
+        )
+    told = [f"{measure} {error:.1%}" for measure, error in validation.median_error.items()]
+    table.caption = "median error of a single request: " + ", ".join(told)
+    return table
+
+
+def _microseconds(seconds: float) -> str:
+    return f"{seconds * 1e6:,.4g}"
 
 
 def doctor_table(findings: Sequence[Finding]) -> Table:

@@ -11,7 +11,8 @@ does not suffer from that.
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -87,6 +88,17 @@ class Calibration:
     """Mean absolute error of the logarithms of the times, with the profile as it was."""
     error: float
 
+    def as_dict(self) -> dict[str, Any]:
+        """Return it for JSON."""
+        return {
+            "profile": asdict(self.profile),
+            "coefficients": [asdict(c) for c in self.coefficients],
+            "speeds": self.speeds,
+            "requests": self.requests,
+            "error_before": self.error_before,
+            "error": self.error,
+        }
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Model:
@@ -151,7 +163,7 @@ def calibrate(
         fit = least_squares(
             residuals,
             residuals.origin,
-            jac=residuals.jacobian,
+            jac=residuals.jacobian,  # pyright: ignore[reportArgumentType] - a callable is allowed
             loss="soft_l1",
             f_scale=SCALE,
             max_nfev=40,
@@ -280,7 +292,7 @@ def _regressors(r: Recorded, rows: Mask) -> tuple[Floats, Floats]:
     sent_s = r.trace.arrival_s
     first_s, end_s = sent_s + r.ttft_s, sent_s + r.e2e_s
     chosen = np.flatnonzero(rows & np.isfinite(r.tpot_s) & (r.tpot_s > 0.0))
-    whole = np.flatnonzero(np.isfinite(end_s) & np.isfinite(first_s))
+    whole = np.flatnonzero(rows & np.isfinite(end_s) & np.isfinite(first_s))
     tokens = r.trace.input_tokens + 0.5 * r.trace.output_tokens
     x = np.ones((len(chosen), 4))
     for k, i in enumerate(chosen.tolist()):

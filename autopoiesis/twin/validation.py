@@ -104,7 +104,7 @@ def validate(
         requests=len(sent_s),
         from_s=from_s,
         comparisons=tuple(comparisons),
-        median_error={m: float(np.nanmedian(np.abs(made[m] / seen[m] - 1.0))) for m in MEASURES},
+        median_error={m: _median_error(seen[m], made[m]) for m in MEASURES},
         observed=seen,
         twin=made,
     )
@@ -143,6 +143,11 @@ def _compared(
         float(low),
         float(high),
     )
+
+
+def _median_error(observed: Floats, twin: Floats) -> float:
+    there = np.isfinite(observed) & np.isfinite(twin) & (observed > 0.0)
+    return float(np.median(np.abs(twin[there] / observed[there] - 1.0))) if there.any() else np.nan
 
 
 def _statistic(name: str, values: Floats) -> float:

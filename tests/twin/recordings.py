@@ -40,12 +40,17 @@ def hidden(factors: dict[str, float], http_s: float = 0.004) -> Profile:
 
 
 def record(
-    truth: Profile, trace: Trace, seed: int, noise: float = 0.05, name: str = "r0", speed: float = 1.0
+    truth: Profile,
+    trace: Trace,
+    seed: int,
+    noise: float = 0.05,
+    name: str = "r0",
+    speed: float = 1.0,
 ) -> Recorded:
     """Return what a replica of that true profile would have been seen to do."""
     rng = np.random.default_rng(seed)
     nowhere = np.full(len(trace), np.nan)
-    ttft_s, tpot_s, e2e_s = replay(Recorded(name, trace, nowhere, nowhere, nowhere), truth, speed)
+    ttft_s, tpot_s, _ = replay(Recorded(name, trace, nowhere, nowhere, nowhere), truth, speed)
     factor = rng.lognormal(0.0, noise, len(trace))
     slow = np.where(rng.random(len(trace)) < 0.01, 5.0, 1.0)
     ttft_s, tpot_s = ttft_s * factor * slow, tpot_s * factor

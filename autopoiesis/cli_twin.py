@@ -1,0 +1,117 @@
+"""The commands of the twin: how true it is, and how it is made true."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from autopoiesis.cli_options import (
+    Config,
+    DataDir,
+    Json,
+    Profiles,
+    Quiet,
+    Seed,
+    Windows,
+    out,
+    read_settings,
+    refusals,
+    say,
+    say_nothing,
+)
+
+twin_app = typer.Typer(help="The twin: how true and how fast it is.", no_args_is_help=True)
+
+OfReplicas = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--replica", metavar="NAME", help="Replicas of one class; repeatable. [default: all]"
+    ),
+]
+MaxNumSeqs = Annotated[
+    int | None,
+    typer.Option(
+        min=1, help="The engine's limit. [default: as seen in its metrics, or the profile's]"
+    ),
+]
+MaxBatchedTokens = Annotated[
+    int | None,
+    typer.Option(
+        "--max-num-batched-tokens", min=1, help="The engine's limit. [default: the profile's]"
+    ),
+]
+KvTokens = Annotated[
+    int | None, typer.Option(min=1, help="Size of the KV cache. [default: the profile's]")
+]
+
+
+@twin_app.command("calibrate")
+def twin_calibrate(
+    out_file: Annotated[
+        Path | None, typer.Option("--out", metavar="FILE.json", help="Write the profile here.")
+    ] = None,
+    profile: Profiles = None,
+    replica: OfReplicas = None,
+    windows: Windows = None,
+    max_num_seqs: MaxNumSeqs = None,
+    max_num_batched_tokens: MaxBatchedTokens = None,
+    kv_tokens: KvTokens = None,
+    data_dir: DataDir = None,
+    config: Config = None,
+    json: Json = None,
+    quiet: Quiet = False,
+) -> None:
+    """Refit the latency profile to what the replicas really did, from the telemetry."""
+    from autopoiesis.orchestrator.tables import calibration_table, write_json
+    from autopoiesis.orchestrator.twin_commands import Engine, calibrate_command
+
+    with refusals():
+        calibration = calibrate_command(
+            read_settings(config, data_dir=data_dir, profile=profile), replica or (), windows,
+            Engine(max_num_seqs, max_num_batched_tokens, kv_tokens), out_file,
+            say_nothing if quiet else say,
+        )  # fmt: skip
+    if json:
+        write_json(calibration.as_dict(), json)
+    if json != "-":
+        out.print(calibration_table(calibration))
+
+
+@twin_app.command("validate")
+def twin_validate(
+    split: Annotated[
+        float, typer.Option(help="Calibrate on this share of the time, validate on the rest.")
+    ] = 0.5,
+    calibrated: Annotated[
+        bool, typer.Option("--calibrate/--no-calibrate", help="Take the profile as it is.")
+    ] = True,
+    plot: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE.svg|.png", help="Draw quantiles against each other."),
+    ] = None,
+    profile: Profiles = None,
+    replica: OfReplicas = None,
+    windows: Windows = None,
+    max_num_seqs: MaxNumSeqs = None,
+    max_num_batched_tokens: MaxBatchedTokens = None,
+    kv_tokens: KvTokens = None,
+    data_dir: DataDir = None,
+    config: Config = None,
+    seed: Seed = None,
+    json: Json = None,
+    quiet: Quiet = False,
+) -> None:
+    """Tell how far the twin is from what the replicas really did, on requests not fitted to."""
+    from autopoiesis.orchestrator.tables import validation_table, write_json
+    from autopoiesis.orchestrator.twin_commands import Engine, validate_command
+
+    with refusals():
+        validation, _ = validate_command(
+            read_settings(config, data_dir=data_dir, profile=profile, seed=seed), replica or (), windows,
+            Engine(max_num_seqs, max_num_batched_tokens, kv_tokens), split, calibrated, plot,
+            say_nothing if quiet else say,
+        )  # fmt: skip
+    if json:
+        write_json(validation.as_dict(), json)
+    if json != "-":
+        out.print(validation_table(validation))
