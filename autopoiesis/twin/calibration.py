@@ -153,6 +153,7 @@ def calibrate(
             f"{usable} streamed requests are too few to calibrate on; at least {FEWEST_REQUESTS} are "
             "needed: serve more, or take more windows"
         )
+    _check_memory(recordings, profile)
     names = tuple(r.replica for r in recordings)
     best: tuple[float, _Model, Floats, _Residuals] | None = None
     for what, start in _starts(recordings, rows, profile).items():
@@ -216,11 +217,6 @@ class _Residuals:
         parts: list[Floats] = []
         for r, (first, later) in zip(self._recordings, self._seen, strict=True):
             ttft_s, tpot_s, _ = replay(r, profile, speeds[r.replica])
-            if np.isnan(ttft_s[first]).any():
-                raise CalibrationError(
-                    f"{r.replica} served requests that {profile.name} cannot hold in its KV cache of "
-                    f"{profile.kv_tokens} tokens; give the real size with --kv-tokens"
-                )
             parts += [
                 np.log(ttft_s[first] / r.ttft_s[first]),
                 np.log(tpot_s[later] / r.tpot_s[later]),
