@@ -178,6 +178,16 @@ def calibrate(
     return _result(profile, model, theta, residuals, usable)
 
 
+def _check_memory(recordings: Sequence[Recorded], profile: Profile) -> None:
+    for r in recordings:
+        longest = int((r.trace.input_tokens + r.trace.output_tokens).max())
+        if longest > profile.kv_tokens:
+            raise CalibrationError(
+                f"{r.replica} served a request of {longest} tokens, which {profile.name} cannot hold in "
+                f"its KV cache of {profile.kv_tokens} tokens; give the real size with --kv-tokens"
+            )
+
+
 def replay(
     recording: Recorded, profile: Profile, speed: float = 1.0
 ) -> tuple[Floats, Floats, Floats]:
