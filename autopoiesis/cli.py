@@ -77,6 +77,24 @@ def serve(
             "--simulate", help="Simulated replicas, where no --replica is given. [default: 4]"
         ),
     ] = None,
+    vllm: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MODEL",
+            help="Start real vLLM servers of this model here (a name on the hub, or a directory); "
+            "what follows -- goes to each of them.",
+        ),
+    ] = None,
+    replicas: Annotated[
+        int | None, typer.Option(min=1, help="vLLM replicas to start. [default: 1]")
+    ] = None,
+    vllm_arguments: Annotated[
+        list[str] | None, typer.Argument(metavar="[-- VLLM ARGUMENTS]", show_default=False)
+    ] = None,
+    vllm_python: Annotated[
+        str | None,
+        typer.Option(help="Interpreter that has vLLM. [default: this one]"),
+    ] = None,
     profile: Profiles = None,
     host: Annotated[
         str | None, typer.Option(help="Address to listen on. [default: 127.0.0.1]")
@@ -114,11 +132,14 @@ def serve(
     """Serve until stopped (or for --for seconds): Envoy, the picker, the controller and the replicas."""
     from autopoiesis.orchestrator.serve import serve as run
 
-    if replica and simulate is not None:
-        stop_with(WRONG_USAGE, "Give either --replica or --simulate, not both.")
+    if sum([bool(replica), simulate is not None, bool(vllm)]) > 1:
+        stop_with(WRONG_USAGE, "Give one of --replica, --simulate and --vllm.")
+    if (vllm_arguments or replicas) and not vllm:
+        stop_with(WRONG_USAGE, "--replicas and what follows -- are for vLLM; give --vllm MODEL.")
     with refusals():
         settings = read_settings(
-            config, replica=replica, simulate=simulate, profile=profile, host=host, port=port,
+            config, replica=replica, simulate=simulate, vllm=vllm, replicas=replicas,
+            vllm_arguments=vllm_arguments, vllm_python=vllm_python, profile=profile, host=host, port=port,
             control_host=control_host, control_port=control_port, synthesizer=synthesizer, window_s=window,
             slo_ttft_s=slo_ttft, slo_tpot_s=slo_tpot, for_s=for_s, data_dir=data_dir, seed=seed,
         )  # fmt: skip

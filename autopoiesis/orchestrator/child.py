@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 FIRST_BACKOFF_S, LONGEST_BACKOFF_S = 0.2, 10.0
@@ -36,6 +37,8 @@ class Child:
         """Prepare; nothing runs before `start`. `on_exit(name, code)` is told of unexpected ends."""
         self.name = name
         self.restarts = 0
+        self.deaths = 0
+        """How often it has ended without having been stopped."""
         self._argv = list(argv)
         self._log = log
         self._environment = {**os.environ, **(environment or {})}
@@ -69,6 +72,7 @@ class Child:
         except TimeoutError:
             process.kill()
             await process.wait()
+        _kill_group(process.pid)
 
     def last_words(self, lines: int = 5) -> str:
         """Return the end of its log, to explain a failed start."""
@@ -98,8 +102,10 @@ class Child:
         while not self._stopping and self._process is not None:
             born = clock()
             code = await self._process.wait()
+            _kill_group(self._process.pid)
             if self._stopping:
                 return
+            self.deaths += 1
             self._on_exit(self.name, code)
             if clock() - born > LIVED_S:
                 backoff_s = FIRST_BACKOFF_S
@@ -107,3 +113,9 @@ class Child:
             backoff_s = min(backoff_s * 2, LONGEST_BACKOFF_S)
             self.restarts += 1
             await self._spawn()
+
+
+def _kill_group(leader: int) -> None:
+    """Kill what a process that has ended left behind of its group: workers of a server, for one."""
+    with suppress(ProcessLookupError, PermissionError):
+        os.killpg(leader, signal.SIGKILL)

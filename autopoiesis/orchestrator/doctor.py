@@ -4,7 +4,6 @@ import importlib.metadata
 import importlib.util
 import os
 import platform
-import shutil
 import subprocess
 import sys
 from dataclasses import asdict, dataclass
@@ -14,6 +13,7 @@ from typing import Any
 import psutil
 
 from autopoiesis.gateway import envoy
+from autopoiesis.replicas.devices import PlacementError, gpus
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,30 +91,15 @@ def _isolation() -> Finding:
 
 
 def _gpus() -> Finding:
-    tool = shutil.which("nvidia-smi")
-    if tool is None:
-        return Finding(
-            "GPUs",
-            False,
-            False,
-            "no nvidia-smi",
-            "replicas can be simulated or remote (--replica URL)",
-        )
-    seen = subprocess.run(
-        [tool, "--query-gpu=name,memory.total", "--format=csv,noheader"],
-        capture_output=True,
-        text=True,
-        timeout=30,
-        check=False,
-    )
-    names = [line.strip() for line in seen.stdout.splitlines() if line.strip()]
-    return Finding(
-        "GPUs",
-        bool(names),
-        False,
-        "; ".join(names) or seen.stderr.strip(),
-        "check the NVIDIA driver",
-    )
+    try:
+        found = gpus()
+    except PlacementError as error:
+        return Finding("GPUs", False, False, str(error), "check the NVIDIA driver")
+    if not found:
+        remedy = "replicas can be simulated, remote (--replica URL) or vLLM on the CPU"
+        return Finding("GPUs", False, False, "no NVIDIA driver", remedy)
+    names = [f"{gpu.name}, {gpu.memory_mib / 1024:.0f} GiB" for gpu in found]
+    return Finding("GPUs", True, False, "; ".join(names))
 
 
 def _vllm() -> Finding:

@@ -1,6 +1,7 @@
 """What an operator can set. Flags override `AUTOPOIESIS_*` variables, which override the TOML file."""
 
 import os
+import sys
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -40,7 +41,17 @@ class Settings(BaseModel):
     replica: tuple[str, ...] = ()
     """URLs of OpenAI-compatible servers; none: simulate."""
     simulate: int = Field(4, ge=1, le=64)
-    """How many replicas to simulate where no URL is given."""
+    """How many replicas to simulate where neither a URL nor a model is given."""
+    vllm: str | None = None
+    """Model that vLLM serves on replicas started here: a name on the hub or a directory."""
+    replicas: int = Field(1, ge=1, le=64)
+    """How many vLLM replicas to start."""
+    vllm_arguments: tuple[str, ...] = ()
+    """Further arguments for each vLLM server."""
+    vllm_python: str = sys.executable
+    """Python interpreter that has vLLM installed."""
+    vllm_start_s: float = Field(1800.0, gt=0.0)
+    """Longest start of the vLLM replicas."""
     profile: tuple[str, ...] = ("h100-llama-3-8b-tp1-bf16",)
     """Latency profiles of the replicas, repeated over them in turn."""
     synthesizer: Literal["genetic", "files", "none"] = "genetic"
@@ -71,7 +82,9 @@ class Settings(BaseModel):
         return names
 
     @model_validator(mode="after")
-    def _distinct_ports(self) -> Self:
+    def _fit_together(self) -> Self:
+        if self.vllm and self.replica:
+            raise ValueError("vllm and replica are both given; give one of them")
         if self.port == self.control_port:
             raise ValueError(
                 f"port and control_port are both {self.port}; give one of them another number"

@@ -22,7 +22,15 @@ from autopoiesis.gateway.settings import RunDir
 from autopoiesis.orchestrator.child import Child
 from autopoiesis.orchestrator.control_access import write_token
 from autopoiesis.orchestrator.settings import Settings
-from autopoiesis.replicas.fleet import Member, free_ports, simulated_command, write_fleet
+from autopoiesis.orchestrator.vllm_fleet import ReplicaFailedError, bring_up
+from autopoiesis.replicas.devices import PlacementError
+from autopoiesis.replicas.fleet import (
+    FleetError,
+    Member,
+    free_ports,
+    simulated_command,
+    write_fleet,
+)
 from autopoiesis.replicas.probe import probe
 
 LONGEST_RUN_DIR = 90
@@ -91,6 +99,8 @@ class Supervisor:
 
     async def _fleet(self) -> tuple[Member, ...]:
         settings = self.settings
+        if settings.vllm:
+            return await self._vllm_fleet()
         if settings.replica:
             names = [
                 settings.profile[i % len(settings.profile)] for i in range(len(settings.replica))
@@ -118,6 +128,12 @@ class Supervisor:
             for i, port in enumerate(ports)
         )
 
+    async def _vllm_fleet(self) -> tuple[Member, ...]:
+        try:
+            return await bring_up(self.settings, self._start, self._say)
+        except (ReplicaFailedError, PlacementError, FleetError) as error:
+            raise CannotStartError(str(error)) from None
+
     def _bring_salt(self, run_dir: Path) -> None:
         """Let hashes of sessions and prompts stay comparable from one start to the next."""
         salt = self.settings.data_dir / "salt"
@@ -142,12 +158,13 @@ class Supervisor:
 
     async def _start(
         self, name: str, argv: list[str], environment: dict[str, str] | None = None
-    ) -> None:
+    ) -> Child:
         log = self.settings.data_dir / "logs" / f"{name}.log"
         child = Child(name, argv, log, environment, on_exit=self._on_exit)
         self._children.append(child)
         await child.start()
         self._detail(f"started {name} (process {child.pid}, log {log})")
+        return child
 
     def _on_exit(self, name: str, code: int) -> None:
         how = f"was killed by signal {-code}" if code < 0 else f"ended with code {code}"

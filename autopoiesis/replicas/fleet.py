@@ -31,9 +31,12 @@ class Member:
     """Latency profile by which the twin simulates it."""
     speed: float = 1.0
     """Its speed relative to the profile (1 = equal)."""
-    kind: Literal["simulated", "remote"] = "simulated"
+    kind: Literal["simulated", "remote", "vllm"] = "simulated"
+    """`vllm`: a real server that is started here."""
     kv_tokens: int = 0
     """Tokens that its KV cache holds; 0 where nobody knows yet."""
+    start_s: float = 0.0
+    """How long its start took; 0 where it was not started here."""
 
     def __post_init__(self) -> None:
         if not _NAME.fullmatch(self.name):
@@ -43,9 +46,9 @@ class Member:
             raise FleetError(f"{self.name}: {self.address!r} is no address; give host:port")
         if not 0.0 < self.speed < 1e6:
             raise FleetError(f"{self.name}: its speed must be above 0, not {self.speed}")
-        if self.kind not in {"simulated", "remote"}:
+        if self.kind not in {"simulated", "remote", "vllm"}:
             raise FleetError(
-                f"{self.name}: its kind must be simulated or remote, not {self.kind!r}"
+                f"{self.name}: its kind must be simulated, remote or vllm, not {self.kind!r}"
             )
         if self.kv_tokens < 0:
             raise FleetError(f"{self.name}: kv_tokens must not be negative ({self.kv_tokens})")
