@@ -71,7 +71,7 @@ class Gateway:
 
 
 @contextmanager
-def serving(folder, *arguments):
+def serving(folder, *arguments, start_limit_s=START_LIMIT_S):
     """Start `serve` in a folder and wait until it is ready."""
     port, control_port = free_ports(2)
     command = [
@@ -90,7 +90,7 @@ def serving(folder, *arguments):
         )
     gateway = Gateway(process, folder, port, control_port)
     try:
-        wait_until(lambda: ready(gateway), START_LIMIT_S)
+        wait_until(lambda: ready(gateway), start_limit_s)
         yield gateway
     finally:
         if process.poll() is None:

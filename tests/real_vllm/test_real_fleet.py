@@ -1,0 +1,215 @@
+"""Two real vLLM replicas, started, watched and killed by `serve`."""
+
+import json
+import signal
+import threading
+import urllib.request
+
+import openai
+import psutil
+import pytest
+from gateway_process import post, run, wait_until
+
+pytestmark = [pytest.mark.vllm, pytest.mark.timeout(900)]
+
+MESSAGES = [{"role": "user", "content": "Tell me of the sea, and of the ships on it."}]
+ASKED = {"model": "tiny", "messages": MESSAGES, "temperature": 0, "max_tokens": 24}
+
+
+@pytest.fixture(scope="module")
+def client(fleet):
+    with openai.OpenAI(base_url=f"{fleet.url}/v1", api_key="-", max_retries=0) as client:
+        yield client
+
+
+def addresses(fleet):
+    members = json.loads((fleet.folder / ".autopoiesis/run/fleet.json").read_text())
+    return {member["name"]: member["address"] for member in members}
+
+
+def metric(address, name):
+    with urllib.request.urlopen(f"http://{address}/metrics", timeout=5) as answer:
+        lines = answer.read().decode().splitlines()
+    return sum(
+        float(line.split()[-1]) for line in lines if line.startswith((name + "{", name + " "))
+    )
+
+
+def text_of(stream):
+    return "".join(c.choices[0].delta.content or "" for c in stream if c.choices)
+
+
+def test_answers_are_those_of_the_replica(fleet, client):
+    for address in addresses(fleet).values():
+        with openai.OpenAI(base_url=f"http://{address}/v1", api_key="-") as replica:
+            expected = replica.chat.completions.create(**ASKED)
+            streamed = text_of(replica.chat.completions.create(**ASKED, stream=True))
+
+    answer = client.chat.completions.create(**ASKED)
+
+    assert expected.choices[0].message.content == answer.choices[0].message.content
+    assert expected.usage == answer.usage
+    assert streamed == text_of(client.chat.completions.create(**ASKED, stream=True))
+
+
+def test_what_vllm_alone_knows_passes_through(fleet, client):
+    answer = client.completions.create(model="tiny", prompt="one two", max_tokens=3, logprobs=2)
+    assert 3 == len(answer.choices[0].logprobs.tokens)
+    status, body = post(
+        f"{fleet.url}/tokenize", json.dumps({"model": "tiny", "prompt": "one two"}).encode()
+    )
+    assert 200 == status
+    assert json.loads(body)["count"] > 0
+
+
+def test_errors_of_vllm_come_back_as_they_are(client):
+    with pytest.raises(openai.BadRequestError, match="maximum context length"):
+        client.completions.create(model="tiny", prompt="sea " * 3000, max_tokens=8)
+    with pytest.raises(openai.NotFoundError, match="does not exist"):
+        client.chat.completions.create(model="nothing", messages=MESSAGES)
+
+
+class Load(threading.Thread):
+    """Streams requests one after another until told to stop; notes how each ended."""
+
+    def __init__(self, url, tokens=60):
+        super().__init__(daemon=True)
+        self.client = openai.OpenAI(base_url=f"{url}/v1", api_key="-", max_retries=0, timeout=120)
+        self.tokens = tokens
+        self.done = threading.Event()
+        self.whole, self.cut, self.refused = 0, 0, []
+
+    def run(self):
+        while not self.done.is_set():
+            began = False
+            try:
+                for chunk in self.client.chat.completions.create(
+                    model="tiny", messages=MESSAGES, max_tokens=self.tokens, stream=True,
+                    extra_body={"ignore_eos": True},
+                ):  # fmt: skip
+                    began = began or bool(chunk.choices and chunk.choices[0].delta.content)
+                self.whole += 1
+            except (openai.APIError, OSError) as error:
+                if began:
+                    self.cut += 1
+                else:
+                    self.refused.append(str(error))
+
+
+def under_load(fleet, streams=6):
+    loads = [Load(fleet.url) for _ in range(streams)]
+    for load in loads:
+        load.start()
+    return loads
+
+
+def ended(loads):
+    for load in loads:
+        load.done.set()
+    for load in loads:
+        load.join(60)
+    return (
+        sum(x.whole for x in loads),
+        sum(x.cut for x in loads),
+        [r for x in loads for r in x.refused],
+    )
+
+
+def test_arms_change_under_streams_and_none_is_cut(fleet):
+    before = fleet.status()["window"]
+    loads = under_load(fleet)
+    wait_until(lambda: fleet.status()["window"] >= before + 5, 60)
+    whole, cut, refused = ended(loads)
+
+    assert whole > 0
+    assert (0, []) == (cut, refused)
+    code, out, _ = run(
+        "sql",
+        "--format",
+        "json",
+        "select count(distinct arm_id) as n from requests",
+        cwd=fleet.folder,
+    )
+    assert 0 == code
+    assert json.loads(out)[0]["n"] > 1
+
+
+def test_an_abandoned_stream_frees_the_replica(fleet, client):
+    stream = client.chat.completions.create(
+        **ASKED | {"max_tokens": 1500}, stream=True, extra_body={"ignore_eos": True}
+    )
+    next(iter(stream))
+    running = [
+        address
+        for address in addresses(fleet).values()
+        if metric(address, "vllm:num_requests_running")
+    ]
+    assert 1 == len(running)
+    stream.close()
+    wait_until(lambda: metric(running[0], "vllm:num_requests_running") == 0, 10)
+
+
+def test_urgent_requests_go_first(fleet):
+    """On one busy replica the engine's own queue is by priority, and the gateway passes it on."""
+    order = []
+
+    def ask(name, priority):
+        with openai.OpenAI(base_url=f"{fleet.url}/v1", api_key="-", timeout=300) as client:
+            client.chat.completions.create(
+                **ASKED | {"max_tokens": 100}, extra_body={"ignore_eos": True, "priority": priority}
+            )
+        order.append(name)
+
+    crowd = [threading.Thread(target=ask, args=("crowd", 5)) for _ in range(72)]
+    for thread in crowd:
+        thread.start()
+    wait_until(
+        lambda: sum(metric(a, "vllm:num_requests_waiting") for a in addresses(fleet).values()) > 8,
+        60,
+    )
+    urgent = threading.Thread(target=ask, args=("urgent", -5))
+    urgent.start()
+    for thread in [*crowd, urgent]:
+        thread.join(300)
+    assert order.index("urgent") < 60
+
+
+def test_metrics_of_the_replicas_reach_the_telemetry(fleet):
+    query = "select replica, max(running) as running, max(prefix_queries_total) as queries from replicas group by all"
+    wait_until(
+        lambda: len(json.loads(run("sql", "--format", "json", query, cwd=fleet.folder)[1])) == 2, 30
+    )
+    rows = json.loads(run("sql", "--format", "json", query, cwd=fleet.folder)[1])
+    assert all(row["running"] > 0 and row["queries"] > 0 for row in rows)
+
+
+def test_a_killed_replica_loses_only_what_it_was_streaming_and_comes_back(fleet):
+    loads = under_load(fleet)
+    wait_until(lambda: sum(load.whole for load in loads) >= 6, 60)
+    victim = min(fleet.running("api_server"), key=lambda process: process.pid)
+    workers = victim.children(recursive=True)
+    words = victim.cmdline()
+    port = words[words.index("--port") + 1]
+    name = next(n for n, address in addresses(fleet).items() if address.endswith(f":{port}"))
+    victim.kill()
+    before = sum(load.whole for load in loads)
+    wait_until(lambda: sum(load.whole for load in loads) > before + 6, 60)
+    _, cut, refused = ended(loads)
+    assert [] == refused
+    assert cut <= len(loads)
+    psutil.wait_procs(workers, timeout=10)
+    assert not [worker for worker in workers if worker.is_running()]
+    wait_until(lambda: came_back(fleet, name), 300)
+
+
+def came_back(fleet, name):
+    events = fleet.status()["events"]
+    return any(e["subject"] == name and "answers again" in e["message"] for e in events)
+
+
+def test_stopping_leaves_no_process_behind(fleet):
+    processes = fleet.processes()
+    assert 0 == fleet.stop(signal.SIGTERM, timeout=90)
+    psutil.wait_procs(processes, timeout=10)
+    assert not [p for p in processes if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
+    assert not (fleet.folder / ".autopoiesis/run").exists()
