@@ -99,7 +99,7 @@ async def _look(one: _Starting, vllm: Vllm, began_s: float) -> None:
     if one.child.deaths:
         cause = vllm.why_it_failed(_log(one))
         raise ReplicaFailedError(f"{one.member.name} did not start: {cause} (log: {one.log})")
-    if await _healthy(one.member):
+    if await answers(f"{one.member.url}/health"):
         try:
             one.server = await probe(one.member.url)
         except ProbeError:
@@ -125,13 +125,11 @@ def _check_alike(starting: Sequence[_Starting]) -> None:
             )
 
 
-async def _healthy(member: Member) -> bool:
+async def answers(url: str) -> bool:
+    """Tell whether a GET of this URL gives 200 within two seconds."""
     try:
         timeout = aiohttp.ClientTimeout(total=2)
-        async with (
-            aiohttp.ClientSession(timeout=timeout) as session,
-            session.get(f"{member.url}/health") as answer,
-        ):
+        async with aiohttp.ClientSession(timeout=timeout) as session, session.get(url) as answer:
             return answer.status == 200
     except (aiohttp.ClientError, TimeoutError, OSError):
         return False

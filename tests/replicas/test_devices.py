@@ -62,7 +62,9 @@ def driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 
 
 def test_the_driver_lists_its_gpus(driver):
-    driver("echo '0, NVIDIA H100 80GB HBM3, 81559, 4'; echo '1, NVIDIA H100 80GB HBM3, 81559, 70001'")
+    driver(
+        "echo '0, NVIDIA H100 80GB HBM3, 81559, 4'; echo '1, NVIDIA H100 80GB HBM3, 81559, 70001'"
+    )
     assert (TWO_GPUS[0], Gpu(1, "NVIDIA H100 80GB HBM3", 81559, 70001)) == gpus()
 
 
