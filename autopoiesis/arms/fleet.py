@@ -6,11 +6,11 @@ every feature and of every decision. Times are seconds on the caller's clock.
 
 from typing import NamedTuple
 
-import numba
 import numpy as np
 from numpy.typing import NDArray
 
 from autopoiesis.arms import features as f
+from autopoiesis.arms.kernels import entry, kernel
 from autopoiesis.arms.machine import ADMIT, CEILING, PRIORITY, SCORE, Program, execute
 from autopoiesis.arms.objective import Objective
 from autopoiesis.arms.prefix import (
@@ -69,7 +69,7 @@ class FleetState(NamedTuple):
     block_tokens: NDArray[np.int64]
     """(1,): tokens per prefix block."""
     scores: NDArray[np.float64]
-    """(R,): scratch for `place`; the kernels allocate nothing."""
+    """(R,): scratch of `choose`; the kernels allocate nothing."""
 
 
 class Group(NamedTuple):
@@ -113,7 +113,7 @@ def group_of(members: NDArray[np.int64], share: float) -> Group:
 # --- accounting -------------------------------------------------------------------------------
 
 
-@numba.njit(cache=True)
+@entry
 def join(state: FleetState, r: int, speed: float, prefix_blocks: int, now_s: float) -> None:
     """Replica r is there, with an empty cache of `prefix_blocks` blocks."""
     state.replica[r, :] = 0.0
@@ -123,7 +123,7 @@ def join(state: FleetState, r: int, speed: float, prefix_blocks: int, now_s: flo
     forget_replica(state.prefixes, r)
 
 
-@numba.njit(cache=True)
+@entry
 def arrive(state: FleetState, input_tokens: float, now_s: float) -> None:
     """Account for an arrival of the whole fleet's traffic."""
     t = state.traffic
@@ -137,13 +137,13 @@ def arrive(state: FleetState, input_tokens: float, now_s: float) -> None:
     t[LAST_ARRIVAL] = now_s
 
 
-@numba.njit(cache=True)
+@entry
 def predicted_output_tokens(state: FleetState, max_output_tokens: float) -> float:
     """Predict a request's output length from recent ones, at most what the client allows."""
     return min(state.traffic[OUTPUT], max_output_tokens)
 
 
-@numba.njit(cache=True)
+@kernel
 def hit_tokens(state: FleetState, r: int, blocks: NDArray[np.int64], input_tokens: float) -> float:
     """Return the prompt tokens that replica r probably has cached; at least one is always computed."""
     return min(
@@ -152,7 +152,7 @@ def hit_tokens(state: FleetState, r: int, blocks: NDArray[np.int64], input_token
     )
 
 
-@numba.njit(cache=True)
+@entry
 def dispatch(
     state: FleetState, r: int, input_tokens: float, blocks: NDArray[np.int64], session: int
 ) -> float:
@@ -174,12 +174,12 @@ def dispatch(
     return uncached
 
 
-@numba.njit(cache=True)
+@kernel
 def _averaged(old: float, new: float) -> float:
     return new if old == 0.0 else old + LATENCY_WEIGHT * (new - old)
 
 
-@numba.njit(cache=True)
+@entry
 def first_token(
     state: FleetState, r: int, uncached_tokens: float, context_tokens: float, ttft_s: float
 ) -> None:
@@ -190,7 +190,7 @@ def first_token(
     row[TTFT] = _averaged(row[TTFT], ttft_s)
 
 
-@numba.njit(cache=True)
+@entry
 def finish(
     state: FleetState,
     r: int,
@@ -215,7 +215,7 @@ def finish(
         state.traffic[OUTPUT] += TRAFFIC_WEIGHT * (output_tokens - state.traffic[OUTPUT])
 
 
-@numba.njit(cache=True)
+@entry
 def report(state: FleetState, r: int, running: float, waiting: float, kv_usage: float) -> None:
     """Take over what replica r says of itself."""
     state.replica[r, RUNNING] = running
@@ -226,7 +226,7 @@ def report(state: FleetState, r: int, running: float, waiting: float, kv_usage: 
 # --- decisions --------------------------------------------------------------------------------
 
 
-@numba.njit(cache=True)
+@entry
 def describe_request(
     registers: NDArray[np.float64],
     state: FleetState,
@@ -244,15 +244,16 @@ def describe_request(
     registers[f.FIRST_REQUEST + 5] = state.objective[0] - waited_s
 
 
-@numba.njit(cache=True)
+@entry
 def describe_fleet(
     registers: NDArray[np.float64], state: FleetState, group: Group, now_s: float, draw: float
 ) -> None:
     """Fill the fleet's registers for one group of replicas."""
+    rows, members = state.replica, group.members
     in_flight = kv = 0.0
-    for r in group.members:
-        in_flight += state.replica[r, IN_FLIGHT]
-        kv += state.replica[r, KV_USAGE]
+    for position in range(len(members)):
+        in_flight += rows[members[position], IN_FLIGHT]
+        kv += rows[members[position], KV_USAGE]
     t = state.traffic
     n = float(len(group.members))
     gap = max(t[GAP], (now_s - t[LAST_ARRIVAL]) * TRAFFIC_WEIGHT)
@@ -272,7 +273,7 @@ def describe_fleet(
     registers[at + 11] = group.counters[0]
 
 
-@numba.njit(cache=True)
+@kernel
 def _describe_replica(
     registers: NDArray[np.float64],
     state: FleetState,
@@ -291,14 +292,14 @@ def _describe_replica(
     registers[at + POSITION] = position
 
 
-@numba.njit(cache=True)
+@entry
 def admits(program: Program, registers: NDArray[np.float64]) -> bool:
     """Ask `admit`, with the request's and fleet's registers filled; a policy without it admits all."""
     start = program.entry[ADMIT]
     return start < 0 or execute(program.code, start, registers) > 0.0
 
 
-@numba.njit(cache=True)
+@entry
 def urgency(program: Program, registers: NDArray[np.float64]) -> float:
     """Ask `priority` (lower goes first), registers filled; without it the longest wait goes first."""
     start = program.entry[PRIORITY]
@@ -307,7 +308,48 @@ def urgency(program: Program, registers: NDArray[np.float64]) -> float:
     )
 
 
-@numba.njit(cache=True)
+@kernel
+def choose(
+    program: Program,
+    registers: NDArray[np.float64],
+    state: FleetState,
+    group: Group,
+    blocks: NDArray[np.int64],
+    session: int,
+    now_s: float,
+) -> int:
+    """Return the replica with the lowest score of those below their `ceiling` for a request.
+
+    The request's and fleet's registers must be filled. -1 means that each replica is at its ceiling
+    (hold the request) or that all drain. Leaves the scores in `state.scores`. Of equal scores the
+    first in the group's order wins.
+    """
+    owner = -1
+    if session != 0 and state.session[session & (SESSIONS - 1)] == session:
+        owner = state.session_replica[session & (SESSIONS - 1)]
+    input_tokens = registers[f.FIRST_REQUEST]
+    ceiling = program.entry[CEILING]
+    chosen = -1
+    lowest = 0.0
+    for position in range(len(group.members)):
+        r = group.members[position]
+        if state.replica[r, DRAINING] > 0.0:
+            continue
+        hit = hit_tokens(state, r, blocks, input_tokens)
+        _describe_replica(registers, state, r, position, hit, 1.0 if r == owner else 0.0, now_s)
+        score = execute(program.code, program.entry[SCORE], registers)
+        state.scores[r] = score
+        takes = ceiling < 0 or state.replica[r, IN_FLIGHT] < execute(
+            program.code, ceiling, registers
+        )
+        if takes and (chosen < 0 or score < lowest):
+            chosen, lowest = r, score
+    if chosen >= 0:
+        group.counters[0] += 1.0
+    return chosen
+
+
+@entry
 def place(
     program: Program,
     registers: NDArray[np.float64],
@@ -318,47 +360,26 @@ def place(
     now_s: float,
     order: NDArray[np.int64],
 ) -> int:
-    """Order the group's replicas for a request: first choice, then fallbacks.
+    """Order the group's replicas for a request: the one to `choose`, then the others by score.
 
-    The request's and fleet's registers must be filled. Writes replica indexes to `order` and returns
-    how many; 0 means that each replica is at its `ceiling` (hold the request) or that all drain.
+    Writes replica indexes to `order` and returns how many; 0 where there is none to choose.
     Replicas that drain are left out. Equal scores keep the group's order.
     """
-    owner = -1
-    if session != 0 and state.session[session & (SESSIONS - 1)] == session:
-        owner = state.session_replica[session & (SESSIONS - 1)]
-    input_tokens = registers[f.FIRST_REQUEST]
-    ceiling = program.entry[CEILING]
-    scores = state.scores
-    count = 0
-    free = -1
-    free_score = 0.0
-    for position in range(len(group.members)):
-        r = group.members[position]
-        if state.replica[r, DRAINING] > 0.0:
-            continue
-        hit = hit_tokens(state, r, blocks, input_tokens)
-        _describe_replica(registers, state, r, position, hit, 1.0 if r == owner else 0.0, now_s)
-        score = execute(program.code, program.entry[SCORE], registers)
-        takes = ceiling < 0 or state.replica[r, IN_FLIGHT] < execute(
-            program.code, ceiling, registers
-        )
-        if takes and (free < 0 or score < free_score):
-            free, free_score = r, score
-        at = count
-        while at > 0 and scores[at - 1] > score:
-            scores[at], order[at] = scores[at - 1], order[at - 1]
-            at -= 1
-        scores[at], order[at] = score, r
-        count += 1
-    if free < 0:
+    chosen = choose(program, registers, state, group, blocks, session, now_s)
+    if chosen < 0:
         return 0
-    at = 0
-    while order[at] != free:
-        at += 1
-    while at > 0:
-        order[at] = order[at - 1]
-        at -= 1
-    order[0] = free
-    group.counters[0] += 1.0
+    order[0] = chosen
+    scores, rows, members = state.scores, state.replica, group.members
+    count = 1
+    for position in range(len(members)):
+        r = members[position]
+        if r == chosen or rows[r, DRAINING] > 0.0:
+            continue
+        score = scores[r]
+        at = count
+        while at > 1 and scores[order[at - 1]] > score:
+            order[at] = order[at - 1]
+            at -= 1
+        order[at] = r
+        count += 1
     return count

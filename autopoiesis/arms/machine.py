@@ -10,9 +10,11 @@ import math
 from enum import IntEnum
 from typing import NamedTuple
 
-import numba
 import numpy as np
+from numba.extending import overload
 from numpy.typing import NDArray
+
+from autopoiesis.arms.kernels import entry, kernel
 
 LARGEST = 1.7976931348623157e308
 """Results are clipped to [-LARGEST, LARGEST]."""
@@ -69,28 +71,29 @@ _MIN, _MAX, _ABS, _SQRT, _EXP, _LOG, _FLOOR, _CEIL = (int(op) for op in list(Op)
 _JUMP, _LT, _LE, _EQ, _NE = (int(op) for op in list(Op)[17:])
 
 
-@numba.njit(cache=True)
-def _finite(x: float) -> float:
+@entry
+def finite(x: float) -> float:
+    """Clip to what policies compute with; NaN becomes the largest."""
     if x > LARGEST or x != x:  # noqa: PLR0124 - only NaN differs from itself
         return LARGEST
     return max(x, -LARGEST)
 
 
-@numba.njit(cache=True)
+@entry
 def divide(a: float, b: float) -> float:
     """Total division: x/0 saturates with the sign of x, 0/0 is 0."""
     if b == 0.0:
         return 0.0 if a == 0.0 else (LARGEST if a > 0.0 else -LARGEST)
-    return _finite(a / b)
+    return finite(a / b)
 
 
-@numba.njit(cache=True)
+@entry
 def modulo(a: float, b: float) -> float:
     """Total floor modulo: x % 0 is 0."""
-    return 0.0 if b == 0.0 else _finite(a - b * np.floor(_finite(a / b)))
+    return 0.0 if b == 0.0 else finite(a - b * np.floor(finite(a / b)))
 
 
-@numba.njit(cache=True)
+@entry
 def power(a: float, b: float) -> float:
     """Total power: 0 to a negative power saturates, a negative base with a fractional power is 0."""
     if a == 0.0:
@@ -100,38 +103,53 @@ def power(a: float, b: float) -> float:
     magnitude = b * math.log(abs(a))
     if magnitude > 709.78:
         return -LARGEST if a < 0.0 and b % 2.0 == 1.0 else LARGEST
-    return 0.0 if magnitude < -745.0 else _finite(a**b)
+    return 0.0 if magnitude < -745.0 else finite(a**b)
 
 
-@numba.njit(cache=True)
+@entry
 def root(a: float) -> float:
     """Total square root: 0 below 0."""
     return math.sqrt(a) if a > 0.0 else 0.0
 
 
-@numba.njit(cache=True)
+@entry
 def exponential(a: float) -> float:
     """Total exponential: saturates."""
     return LARGEST if a > 709.78 else (0.0 if a < -745.0 else math.exp(a))
 
 
-@numba.njit(cache=True)
+@entry
 def logarithm(a: float) -> float:
     """Total natural logarithm: -LARGEST at and below 0."""
     return math.log(a) if a > 0.0 else -LARGEST
 
 
-@numba.njit(cache=True)
 def execute(code: NDArray[np.int32], start: int, registers: NDArray[np.float64]) -> float:
     """Run the function that begins at instruction `start` and return its result.
 
-    `registers` must hold the features and constants; temporaries are overwritten.
+    `registers` must hold the features and constants; temporaries are overwritten. In kernels the
+    type of `code` chooses what this means: instructions are interpreted, here; another room may
+    bring a type of its own.
     """
-    at = start
+    return _run(code, start, registers)
+
+
+@overload(execute)
+def _execute(code, start, registers):  # pyright: ignore # noqa: ANN001, ANN202, ARG001
+    """Choose the interpreter for (n, 4) instructions."""
+    if code.ndim == 2:
+        return lambda code, start, registers: _interpret(code, start, registers)
+    return None
+
+
+@kernel
+def _interpret(code: NDArray[np.int32], start: int, registers: NDArray[np.float64]) -> float:
+    # Unsigned, because numba looks at every signed index whether it counts from the end.
+    at = np.uint64(start)
     while True:
-        op, target = int(code[at, 0]), int(code[at, 1])
-        i, j = int(code[at, 2]), int(code[at, 3])
-        at += 1
+        op, target = code[at, 0], np.uint64(code[at, 1])
+        i, j = np.uint64(code[at, 2]), np.uint64(code[at, 3])
+        at += np.uint64(1)
         if op == _RETURN:
             return registers[i]
         if op >= _JUMP:
@@ -150,11 +168,11 @@ def execute(code: NDArray[np.int32], start: int, registers: NDArray[np.float64])
             if op == _COPY:
                 x = a
             elif op == _ADD:
-                x = _finite(a + registers[j])
+                x = finite(a + registers[j])
             elif op == _SUB:
-                x = _finite(a - registers[j])
+                x = finite(a - registers[j])
             else:
-                x = _finite(a * registers[j])
+                x = finite(a * registers[j])
         elif op == _DIV:
             x = divide(a, registers[j])
         elif op == _MIN:
@@ -180,3 +198,8 @@ def execute(code: NDArray[np.int32], start: int, registers: NDArray[np.float64])
         else:
             x = np.ceil(a)
         registers[target] = x
+
+
+@entry
+def _run(code: NDArray[np.int32], start: int, registers: NDArray[np.float64]) -> float:
+    return _interpret(code, start, registers)

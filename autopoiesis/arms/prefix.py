@@ -7,9 +7,10 @@ this as its approximate index of what each replica has cached.
 import hashlib
 from typing import NamedTuple
 
-import numba
 import numpy as np
 from numpy.typing import NDArray
+
+from autopoiesis.arms.kernels import entry, kernel
 
 BLOCK_TOKENS = 256
 """Tokens per block where prompts are text; traces bring their own block size."""
@@ -65,14 +66,14 @@ def prefix_index(replicas: int, slots: int) -> PrefixIndex:
     )
 
 
-@numba.njit(cache=True)
+@kernel
 def _bucket_of(index: PrefixIndex, block: int) -> int:
     # Folded to 31 bits first, so that the product fits 63 and means the same without compilation.
     mixed = ((block ^ (block >> 31)) & 0x7FFFFFFF) * 0x9E3779B1
     return (mixed ^ (mixed >> 32)) & (index.bucket.shape[1] - 1)
 
 
-@numba.njit(cache=True)
+@kernel
 def _find(index: PrefixIndex, r: int, block: int) -> int:
     slot = index.bucket[r, _bucket_of(index, block)]
     while slot >= 0 and index.key[r, slot] != block:
@@ -80,14 +81,14 @@ def _find(index: PrefixIndex, r: int, block: int) -> int:
     return slot
 
 
-@numba.njit(cache=True)
+@kernel
 def _unlink(index: PrefixIndex, r: int, slot: int) -> None:
     newer, older = index.newer[r, slot], index.older[r, slot]
     index.older[r, newer] = older
     index.newer[r, older] = newer
 
 
-@numba.njit(cache=True)
+@kernel
 def _make_newest(index: PrefixIndex, r: int, slot: int) -> None:
     sentinel = index.key.shape[1]
     newest = index.older[r, sentinel]
@@ -96,7 +97,7 @@ def _make_newest(index: PrefixIndex, r: int, slot: int) -> None:
     index.older[r, sentinel] = slot
 
 
-@numba.njit(cache=True)
+@kernel
 def matching_blocks(index: PrefixIndex, r: int, blocks: NDArray[np.int64]) -> int:
     """Return how many leading blocks replica r probably holds."""
     count = 0
@@ -105,7 +106,7 @@ def matching_blocks(index: PrefixIndex, r: int, blocks: NDArray[np.int64]) -> in
     return count
 
 
-@numba.njit(cache=True)
+@kernel
 def remember(index: PrefixIndex, r: int, blocks: NDArray[np.int64]) -> None:
     """Note that replica r now holds these blocks; the least recently used make room.
 
@@ -141,7 +142,7 @@ def remember(index: PrefixIndex, r: int, blocks: NDArray[np.int64]) -> None:
         _make_newest(index, r, slot)
 
 
-@numba.njit(cache=True)
+@entry
 def forget_replica(index: PrefixIndex, r: int) -> None:
     """Empty replica r's index: it restarted, slept or was lost."""
     sentinel = index.key.shape[1]

@@ -10,18 +10,19 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from autopoiesis.arms.kernels import entry
 from autopoiesis.twin import kv, scheduler
 from autopoiesis.twin.latency import Profile
 
 # The ways into the kernels, for an engine that is replica 0 and the only one.
 
 
-@kv.entry
+@entry
 def _fits(e: scheduler.Engines, input_tokens: int, output_tokens: int) -> bool:
     return scheduler.fits(e, 0, input_tokens, output_tokens)
 
 
-@kv.entry
+@entry
 def _submit(
     e: scheduler.Engines,
     slot: int,
@@ -34,17 +35,17 @@ def _submit(
     scheduler.submit(e, 0, slot, input_tokens, output_tokens, start, hashes, priority)
 
 
-@kv.entry
+@entry
 def _abort(e: scheduler.Engines, slot: int) -> None:
     scheduler.abort(e, 0, slot)
 
 
-@kv.entry
+@entry
 def _plan(e: scheduler.Engines) -> bool:
     return scheduler.plan(e, 0, 0.0, 1)
 
 
-@kv.entry
+@entry
 def _complete(e: scheduler.Engines) -> int:
     return scheduler.complete(e, 0, True)
 

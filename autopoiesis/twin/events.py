@@ -16,19 +16,20 @@ from autopoiesis.arms.fleet import (
     Group,
     admits,
     arrive,
+    choose,
     describe_fleet,
     describe_request,
     dispatch,
     finish,
     first_token,
-    place,
     predicted_output_tokens,
     report,
     urgency,
 )
+from autopoiesis.arms.kernels import entry, kernel
 from autopoiesis.arms.machine import PRIORITY, Program
 from autopoiesis.twin.capacity import ReplicaState
-from autopoiesis.twin.kv import CAPACITY, entry, kernel
+from autopoiesis.twin.kv import CAPACITY
 from autopoiesis.twin.outcome import Status
 from autopoiesis.twin.scheduler import (
     DECODING,
@@ -132,8 +133,6 @@ class World(NamedTuple):
     clock_s: NDArray[np.float64]
     cursor: NDArray[np.int64]
     random: NDArray[np.uint64]
-    order: NDArray[np.int64]
-    """(R,): scratch for `place`."""
     state: NDArray[np.int64]
     """(R,): `capacity.ReplicaState`."""
     leaving: NDArray[np.int64]
@@ -189,10 +188,10 @@ def _place(w: World, program: Program, group: Group, i: int, now_s: float) -> bo
     """Place request i, whose registers are filled, and send it; False if it must be held."""
     t = w.traffic
     blocks = t.blocks[t.block_start[i] : t.block_start[i + 1]]
-    count = place(program, program.registers, w.fleet, group, blocks, t.session[i], now_s, w.order)
-    if count == 0:
+    r = choose(program, program.registers, w.fleet, group, blocks, t.session[i], now_s)
+    if r < 0:
         return False
-    _send(w, i, w.order[0], blocks, now_s)
+    _send(w, i, r, blocks, now_s)
     return True
 
 

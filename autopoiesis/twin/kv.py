@@ -8,18 +8,10 @@ differences to vLLM, both small: blocks without content go first, and eviction t
 
 from typing import NamedTuple
 
-import numba
 import numpy as np
 from numpy.typing import NDArray
 
-kernel = numba.njit(  # pyright: ignore[reportCallIssue]
-    cache=True, _nrt=False, no_cpython_wrapper=True, no_cfunc_wrapper=True
-)
-"""Decorator of the twin's kernels. They own no memory and count no references to what they are lent:
-that is three times as fast, and compiles in a third of the time. So a kernel cannot allocate, hands
-arrays it makes only to kernels, and is called from Python only through an `entry`."""
-entry = numba.njit(cache=True)
-"""Decorator of the ways in from Python: they lend their arrays to a kernel."""
+from autopoiesis.arms.kernels import kernel
 
 CAPACITY, USED, IDLE, ENTRIES = range(4)
 """Columns of `KvCache.blocks`: all blocks, those in use, those of idle entries; entries there are."""

@@ -19,6 +19,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from autopoiesis.arms.kernels import kernel
 from autopoiesis.twin import kv
 from autopoiesis.twin.kv import (
     CAPACITY,
@@ -27,7 +28,6 @@ from autopoiesis.twin.kv import (
     blank_blocks,
     cached_entries,
     free_blocks,
-    kernel,
     kv_cache,
     publish,
     release,

@@ -103,7 +103,6 @@ class Simulation:
             clock_s=np.array([0.0, scrape_interval_s, patience_s]),
             cursor=np.array([0, 0, _NO_LIMIT if jumps else 1, 0, -1], np.int64),
             random=_random_state(seed),
-            order=np.zeros(count, np.int64),
             state=np.zeros(count, np.int64),
             leaving=np.full(count, -1, np.int64),
         )
