@@ -135,10 +135,10 @@ def execute(code: NDArray[np.int32], start: int, registers: NDArray[np.float64])
 
 
 @overload(execute)
-def _execute(code, start, registers):  # pyright: ignore # noqa: ANN001, ANN202, ARG001
+def _execute(code, start, registers):  # pyright: ignore # noqa: ARG001
     """Choose the interpreter for (n, 4) instructions."""
     if code.ndim == 2:
-        return lambda code, start, registers: _interpret(code, start, registers)
+        return lambda code, start, registers: _interpret(code, start, registers)  # noqa: PLW0108 - no dispatcher
     return None
 
 

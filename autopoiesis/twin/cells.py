@@ -1,21 +1,23 @@
 """Cells of the simulated fleet, and the groups that cells of equal programs form."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from autopoiesis.arms.allocation import SHARDS
+from autopoiesis.arms.features import FIRST_CONSTANT, FUNCTIONS
 from autopoiesis.arms.machine import Program
 from autopoiesis.twin.events import Groups
+from autopoiesis.twin.python_policy import Functions, PythonPolicy
 
 
 @dataclass(frozen=True, slots=True)
 class SimCell:
     """One policy on some replicas (by index), fed by some shards."""
 
-    program: Program
+    program: Program | PythonPolicy
     replicas: tuple[int, ...]
     shards: tuple[int, ...]
 
@@ -39,24 +41,30 @@ def check(cells: Sequence[SimCell], replicas: int) -> None:
             if not 0 <= shard < SHARDS:
                 raise ValueError(f"cell {index} names shard {shard}; there are 0 to {SHARDS - 1}")
             fed[shard] += 1
+    if len({type(cell.program) for cell in cells}) > 1:
+        raise ValueError("compiled and Python policies cannot serve at the same time; use one kind")
     for shard in np.flatnonzero(fed != 1):
         raise ValueError(f"shard {shard} is in {fed[shard]} cells; each shard belongs to one")
 
 
-def pool(cells: Sequence[SimCell]) -> dict[tuple[bytes, ...], list[int]]:
+def pool(cells: Sequence[SimCell]) -> dict[Hashable, list[int]]:
     """Return the groups: program → indexes of its cells, in order of their first cell."""
-    pooled: dict[tuple[bytes, ...], list[int]] = {}
+    pooled: dict[Hashable, list[int]] = {}
     for index, cell in enumerate(cells):
-        p = cell.program
-        key = (p.code.tobytes(), p.entry.tobytes(), p.registers.tobytes())
-        pooled.setdefault(key, []).append(index)
+        pooled.setdefault(_identity(cell.program), []).append(index)
     return pooled
+
+
+def _identity(p: Program | PythonPolicy) -> Hashable:
+    if isinstance(p, PythonPolicy):
+        return p
+    return p.code.tobytes(), p.entry.tobytes(), p.registers.tobytes()
 
 
 def groups(cells: Sequence[SimCell], replicas: int, first_cell: int) -> Groups:
     """Make the event loop's groups; cells are numbered from `first_cell` on."""
     pooled = list(pool(cells).values())
-    programs = [cells[indexes[0]].program for indexes in pooled]
+    programs = [_as_data(cells[indexes[0]].program) for indexes in pooled]
     members = [[r for index in indexes for r in cells[index].replicas] for indexes in pooled]
     count = len(pooled)
     of_shard = np.zeros(SHARDS, np.int64)
@@ -72,7 +80,7 @@ def groups(cells: Sequence[SimCell], replicas: int, first_cell: int) -> Groups:
         of_shard=of_shard,
         cell_of_shard=cell_of_shard,
         of_replica=of_replica,
-        code=np.concatenate([np.zeros((0, 4), np.int32), *(p.code for p in programs)]),
+        code=np.concatenate([p.code for p in programs] or [np.zeros((0, 4), np.int32)]),
         code_from=_starts([len(p.code) for p in programs]),
         entry=np.array([p.entry for p in programs], np.int64).reshape(count, 4),
         registers=np.concatenate([np.zeros(0), *(p.registers for p in programs)]),
@@ -84,6 +92,38 @@ def groups(cells: Sequence[SimCell], replicas: int, first_cell: int) -> Groups:
         counters=np.zeros((count, 2)),
         held=np.full((count, 2), -1, np.int64),
     )
+
+
+def _as_data(p: Program | PythonPolicy) -> Program:
+    """Return the program; a Python policy's has room for its functions' addresses instead of code."""
+    if not isinstance(p, PythonPolicy):
+        return p
+    there = np.array([getattr(p, name) is not None for name in FUNCTIONS])
+    return Program(
+        code=np.zeros(int(there.sum()), np.int64),  # pyright: ignore[reportArgumentType]
+        entry=np.where(there, np.cumsum(there) - 1, -1),
+        registers=np.zeros(FIRST_CONSTANT),
+        constants=0,
+    )
+
+
+def python_functions(
+    cells: Sequence[SimCell], made: Groups, stop: Callable[[], None]
+) -> list[Functions]:
+    """Write the addresses of Python policies' functions into the groups made of these cells.
+
+    The caller keeps what is returned as long as it uses the groups. `stop` is called when a function
+    fails.
+    """
+    bound: list[Functions] = []
+    for g, indexes in enumerate(pool(cells).values()):
+        policy = cells[indexes[0]].program
+        if isinstance(policy, PythonPolicy):
+            first, end = made.registers_from[g : g + 2]
+            functions = Functions(policy, made.registers[first:end], stop)
+            made.code[made.code_from[g] : made.code_from[g + 1]] = functions.addresses
+            bound.append(functions)
+    return bound
 
 
 def _starts(lengths: list[int]) -> NDArray[np.int64]:

@@ -68,7 +68,9 @@ NOW, INTERVAL, PATIENCE = range(3)
 """Columns of `World.clock_s`: the time, from scrape to scrape, how long a client waits."""
 ARRIVED, SCRAPED, LONGEST, LEFT, STOPPED = range(5)
 """Columns of `World.cursor`: arrivals and scrapes so far; most decode steps in one event; requests
-whose client's patience has ended; the replica at which the loop has stopped, -1 if none."""
+whose client's patience has ended; where the loop has stopped: a replica, or one of these two."""
+RUNS, POLICY_FAILED = -1, -2
+"""Values of `STOPPED` that name no replica: it has not stopped; a Python policy failed."""
 
 
 class Traffic(NamedTuple):
@@ -108,6 +110,7 @@ class Groups(NamedTuple):
     of_replica: NDArray[np.int64]
     """(R,): -1 where a replica serves no cell."""
     code: NDArray[np.int32]
+    """Instructions; of Python policies (int64) the functions' addresses instead."""
     code_from: NDArray[np.int64]
     entry: NDArray[np.int64]
     registers: NDArray[np.float64]
@@ -449,7 +452,7 @@ def _next_step(ends_s: NDArray[np.float64]) -> int:
 @kernel
 def _run(w: World, until_s: float) -> None:
     t, e, clock, cursor = w.traffic, w.engines, w.clock_s, w.cursor
-    while True:
+    while cursor[STOPPED] == RUNS:
         r = _next_step(e.clock)
         step_s = e.clock[r, END]
         arrival_s = (
@@ -487,7 +490,6 @@ def _run(w: World, until_s: float) -> None:
             _end_steps(w, r, step_s)
             if w.state[r] == DRAINING and e.counts[r, STEPS] == 0:
                 cursor[STOPPED] = r
-                return
 
 
 @kernel
@@ -511,7 +513,8 @@ def _rescue(w: World, requests: NDArray[np.int64]) -> None:
 def run(w: World, until_s: float) -> None:
     """Process every event up to and including `until_s`; with infinity, until nothing happens any more.
 
-    Returns earlier, with the replica in `cursor[STOPPED]`, where one has drained or is ready.
+    Returns earlier, with the replica in `cursor[STOPPED]`, where one has drained or is ready, and
+    where a Python policy failed.
     """
     _run(w, until_s)
 

@@ -2,7 +2,7 @@
 
 import math
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,10 +13,11 @@ from autopoiesis.arms.machine import Program
 from autopoiesis.arms.objective import Objective
 from autopoiesis.twin import events, scheduler
 from autopoiesis.twin.capacity import CapacityChange, ReplicaSpec, ReplicaState
-from autopoiesis.twin.cells import SimCell, check, groups, pool
+from autopoiesis.twin.cells import SimCell, check, groups, pool, python_functions
 from autopoiesis.twin.events import Ledger, Traffic, World
 from autopoiesis.twin.lifecycle import Lifecycle
 from autopoiesis.twin.outcome import Outcome
+from autopoiesis.twin.python_policy import Functions, PythonPolicy
 from autopoiesis.twin.trace import Trace
 
 Ints = NDArray[np.int64]
@@ -67,7 +68,8 @@ class Simulation:
         largest = max(spec.profile.kv_tokens for spec in specs)
         prefix_blocks = largest // entry_tokens if entry_tokens else 0
         self._cells = 0
-        self._pooled: dict[tuple[bytes, ...], list[int]] = {}
+        self._pooled: dict[Hashable, list[int]] = {}
+        self._functions: list[Functions] = []
         self._world = World(
             traffic=Traffic(
                 arrival_s=np.array(trace.arrival_s, np.float64),
@@ -101,7 +103,7 @@ class Simulation:
                 [spec.profile for spec in specs],
             ),
             clock_s=np.array([0.0, scrape_interval_s, patience_s]),
-            cursor=np.array([0, 0, _NO_LIMIT if jumps else 1, 0, -1], np.int64),
+            cursor=np.array([0, 0, _NO_LIMIT if jumps else 1, 0, events.RUNS], np.int64),
             random=_random_state(seed),
             state=np.zeros(count, np.int64),
             leaving=np.full(count, -1, np.int64),
@@ -131,10 +133,12 @@ class Simulation:
         before = dict(zip(self._pooled, self._world.groups.counters[:, 0], strict=True))
         self._pooled = pool(cells)
         self._world = self._world._replace(groups=groups(cells, len(self.replicas), self._cells))
+        self._functions = python_functions(cells, self._world.groups, self._stop)
         self._world.groups.counters[:, 0] = [before.get(key, 0.0) for key in self._pooled]
         self._cells += len(cells)
         if held:
             events.rehold(self._world, np.array(held, np.int64))
+            self._check_policies()
 
     def advance(self, until_s: float) -> None:
         """Simulate up to `until_s` inclusive; with infinity, until nothing happens any more."""
@@ -154,6 +158,7 @@ class Simulation:
         A ValueError says that there is no such replica, or that it is in no state for that.
         """
         self._lifecycle.change(self._world, change)
+        self._check_policies()
 
     def states(self) -> tuple[ReplicaState, ...]:
         """Return what each replica is doing."""
@@ -168,11 +173,20 @@ class Simulation:
         w = self._world
         while True:
             events.run(w, until_s)
+            self._check_policies()
             r = int(w.cursor[events.STOPPED])
-            if r < 0:
+            if r == events.RUNS:
                 return
-            w.cursor[events.STOPPED] = -1
+            w.cursor[events.STOPPED] = events.RUNS
             self._lifecycle.go_on(w, r)
+
+    def _stop(self) -> None:
+        """End the event loop, for good: a Python policy failed."""
+        self._world.cursor[events.STOPPED] = events.POLICY_FAILED
+
+    def _check_policies(self) -> None:
+        for functions in self._functions:
+            functions.check()
 
     def outcome(self, *, client_side: bool = False) -> Outcome:
         """Return what became of each request so far, as a copy.
@@ -210,7 +224,7 @@ class Simulation:
 def run_arm(
     trace: Trace,
     replicas: Sequence[ReplicaSpec],
-    program: Program,
+    program: Program | PythonPolicy,
     objective: Objective,
     seed: int,
     *,

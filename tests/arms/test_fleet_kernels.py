@@ -10,6 +10,7 @@ import hypothesis.strategies as st
 import numpy as np
 import pytest
 from hypothesis import given, settings
+from lent import hit_tokens
 
 from autopoiesis.arms import features as f
 from autopoiesis.arms import fleet as k
@@ -54,7 +55,7 @@ def test_load_counts_what_is_outstanding_and_returns_to_zero(steps):
     for action, r, tokens in steps:
         if action < 5 or not flying:
             blocks = np.arange(tokens // 16 % 9, dtype=np.int64) + tokens % 2 * 100
-            expected = k.hit_tokens(state, r, blocks, float(tokens))
+            expected = hit_tokens(state, r, blocks, float(tokens))
             uncached = k.dispatch(state, r, float(tokens), blocks, 0)
             assert uncached == tokens - expected
             assert uncached >= 1
@@ -184,12 +185,12 @@ def test_prefix_hits_leave_one_token_to_compute():
     state = fleet()
     blocks = np.array([1, 2], np.int64)
     assert k.dispatch(state, 0, 32.0, blocks, 0) == 32.0
-    assert k.hit_tokens(state, 0, blocks, 32.0) == 31.0
-    assert k.hit_tokens(state, 0, blocks, 40.0) == 32.0
-    assert k.hit_tokens(state, 0, np.array([9, 2], np.int64), 40.0) == 0.0
-    assert k.hit_tokens(state, 1, blocks, 40.0) == 0.0
+    assert hit_tokens(state, 0, blocks, 32.0) == 31.0
+    assert hit_tokens(state, 0, blocks, 40.0) == 32.0
+    assert hit_tokens(state, 0, np.array([9, 2], np.int64), 40.0) == 0.0
+    assert hit_tokens(state, 1, blocks, 40.0) == 0.0
     k.join(state, 0, 1.0, 8, 5.0)
-    assert k.hit_tokens(state, 0, blocks, 40.0) == 0.0
+    assert hit_tokens(state, 0, blocks, 40.0) == 0.0
 
 
 def test_sessions_are_found_where_they_were_served_last():

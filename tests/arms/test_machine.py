@@ -9,6 +9,7 @@ from autopoiesis.arms.features import FIRST_CONSTANT
 from autopoiesis.arms.machine import (
     LARGEST,
     Op,
+    _interpret,
     divide,
     execute,
     exponential,
@@ -73,7 +74,7 @@ def run(*code, constants=(), machine=execute):
         return machine(np.array(code, np.int32), 0, registers)
 
 
-@pytest.mark.parametrize("machine", [execute, execute.py_func])
+@pytest.mark.parametrize("machine", [execute, _interpret.py_func])
 def test_saturation_and_not_a_number(machine):
     a, b, t = FIRST_CONSTANT, FIRST_CONSTANT + 1, FIRST_CONSTANT + 2
     back = (Op.RETURN, 0, t, 0)
@@ -86,7 +87,7 @@ def test_saturation_and_not_a_number(machine):
     assert run((Op.MUL, t, a, b), back, constants=(math.nan, 0.0), machine=machine) == L
 
 
-@pytest.mark.parametrize("machine", [execute, execute.py_func])
+@pytest.mark.parametrize("machine", [execute, _interpret.py_func])
 @pytest.mark.parametrize(
     ("op", "holds"),
     [

@@ -6,13 +6,12 @@ import hypothesis.strategies as st
 import numpy as np
 import pytest
 from hypothesis import given, settings
+from lent import bucket_of, matching_blocks, remember
 
 from autopoiesis.arms.prefix import (
     block_hashes,
     forget_replica,
-    matching_blocks,
     prefix_index,
-    remember,
 )
 
 
@@ -91,12 +90,10 @@ def test_a_long_prompt_keeps_its_head():
 
 
 def test_buckets_spread_both_counters_and_hashes():
-    from autopoiesis.arms.prefix import _bucket_of
-
     index = prefix_index(1, 1024)
     rng = np.random.default_rng(5)
     for blocks in (np.arange(1024), rng.integers(-(2**63), 2**63 - 1, 1024), np.arange(1024) << 32):
-        buckets = {_bucket_of(index, block) for block in blocks.astype(np.int64)}
+        buckets = {bucket_of(index, block) for block in blocks.astype(np.int64)}
         # 1024 keys in 2048 buckets: a random function fills 1024 * (1 - exp(-1/2)) * 2 = 806.
         assert len(buckets) > 700
 

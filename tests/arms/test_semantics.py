@@ -15,7 +15,7 @@ from autopoiesis.arms.compiler import compile_policy, constants_of, with_constan
 from autopoiesis.arms.features import FIRST_CONSTANT, FUNCTIONS, INPUTS
 from autopoiesis.arms.language import verify
 from autopoiesis.arms.literals import literals_of, with_literals
-from autopoiesis.arms.machine import LARGEST, execute
+from autopoiesis.arms.machine import LARGEST, _interpret, execute
 
 # --- a strategy that writes valid policies -------------------------------------------------------
 
@@ -324,7 +324,7 @@ def test_machine_and_oracle_agree_and_are_finite(source, rows):
     for features in rows:
         expected = oracle(policy.source, features)
         assert set(expected) == policy.functions
-        for machine in (execute, execute.py_func):
+        for machine in (execute, _interpret.py_func):
             found = results(program, features, machine)
             assert found.keys() == expected.keys()
             for name, number in found.items():

@@ -1,0 +1,97 @@
+"""Policies as ordinary Python functions, for those who design a router and try it in the twin.
+
+They are code that the author trusts: they may import what they like, keep state, and look at
+anything. So they live here alone: an arm, which serves live traffic or comes from a synthesizer, is
+always a compiled policy. The event loop knows a function by its address and calls it through
+CPython's own interface, holding the interpreter's lock, as any extension module would.
+"""
+
+import ctypes
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+from numba import types
+from numba.extending import intrinsic, overload
+from numpy.typing import NDArray
+
+from autopoiesis.arms.features import FUNCTIONS, INPUTS, Fleet, Replica, Request
+from autopoiesis.arms.machine import LARGEST, execute, finite
+
+Answer = float | bool
+
+
+@dataclass(frozen=True, slots=True)
+class PythonPolicy:
+    """A policy's functions, which mean what they mean in a policy's source; only `score` is required.
+
+    Their arguments have the features as attributes, read when asked for; they show the decision at
+    hand, so take numbers from them and do not keep the objects. NaN counts as the largest float,
+    which sorts last. An exception, or an answer that is no number, ends the simulation.
+    """
+
+    score: Callable[[Request, Replica, Fleet], Answer]
+    admit: Callable[[Request, Fleet], Answer] | None = None
+    priority: Callable[[Request, Fleet], Answer] | None = None
+    ceiling: Callable[[Request, Replica, Fleet], Answer] | None = None
+
+
+class PythonPolicyError(RuntimeError):
+    """A function of a Python policy raised, or returned no number."""
+
+
+class Functions:
+    """A Python policy's functions without parameters: they read the registers of one group."""
+
+    def __init__(
+        self, policy: PythonPolicy, registers: NDArray[np.float64], stop: Callable[[], None]
+    ) -> None:
+        self.failure: tuple[str, BaseException] | None = None
+        self._stop = stop
+        arguments = {
+            name: _over(registers, declared, first) for name, (declared, first) in INPUTS.items()
+        }
+        self._functions = [
+            self._without_parameters(name, function, tuple(arguments[p] for p in parameters))
+            for name, parameters in FUNCTIONS.items()
+            if (function := getattr(policy, name)) is not None
+        ]
+
+    @property
+    def _number(answer: Any) -> float:
+    if isinstance(answer, str) or not hasattr(answer, "__float__"):
+        raise TypeError(f"returned {answer!r}, which is no number")
+    return float(answer)
+
+
+def _over(
+    registers: NDArray[np.float64], declared: type[NamedTuple], first: int
+) -> ctypes.Structure:
+    """Lay an object with these features as attributes over the registers from `first` on."""
+    fields = [(name, ctypes.c_double) for name in declared._fields]
+    laid_out = type(declared.__name__, (ctypes.Structure,), {"_fields_": fields})
+    return laid_out.from_buffer(registers.data, first * registers.itemsize)
+
+
+@intrinsic
+def _answer_of(_context, _address):  # pyright: ignore # noqa: ANN001, ANN202
+    """Call the Python function at an address, without arguments, and take its answer as a float."""
+
+    def generate(context, builder, _signature, arguments):  # pyright: ignore # noqa: ANN001, ANN202
+        python = context.get_python_api(builder)
+        function = builder.inttoptr(arguments[0], python.pyobj)
+        answer = python.call_function_objargs(function, ())
+        number = python.float_as_double(answer)
+        python.decref(answer)
+        return number
+
+    return types.float64(types.int64), generate
+
+
+@overload(execute)
+def _execute(code, start, registers):  # pyright: ignore # noqa: ANN001, ANN202, ARG001
+    """Let a row of addresses mean: call the one at `start`."""
+    if code.ndim == 1:
+        return lambda code, start, registers: finite(_answer_of(code[start]))
+    return None
