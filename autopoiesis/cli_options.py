@@ -78,7 +78,9 @@ def refusals() -> Generator[None]:
     from autopoiesis.telemetry.query import QueryError
     from autopoiesis.telemetry.store import TelemetryError
     from autopoiesis.twin.calibration import CalibrationError
+    from autopoiesis.twin.hardware import HardwareError
     from autopoiesis.twin.profile_files import ProfileError
+    from autopoiesis.twin.speed import SpeedError
     from autopoiesis.twin.trace import TraceError
 
     try:
@@ -88,6 +90,8 @@ def refusals() -> Generator[None]:
     except (SettingsError, TraceError, PolicyError, RegistryError, QueryError) as error:
         stop_with(WRONG_USAGE, str(error))
     except (RefusedError, FolderError, CalibrationError, ProfileError) as error:
+        stop_with(WRONG_USAGE, str(error))
+    except (HardwareError, SpeedError) as error:
         stop_with(WRONG_USAGE, str(error))
 
 

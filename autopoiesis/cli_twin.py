@@ -1,4 +1,4 @@
-"""The commands of the twin: how true it is, and how it is made true."""
+"""The commands of the twin: how true it is, how it is made true, and how fast it is."""
 
 from pathlib import Path
 from typing import Annotated
@@ -115,3 +115,37 @@ def twin_validate(
         write_json(validation.as_dict(), json)
     if json != "-":
         out.print(validation_table(validation))
+
+
+@twin_app.command("speed")
+def twin_speed(
+    trace: Annotated[
+        Path | None, typer.Option("--trace", help="Trace to replay. [default: a synthetic one]")
+    ] = None,
+    profile: Annotated[
+        str, typer.Option("--profile", help="Latency profile of the replicas.")
+    ] = "h100-llama-3-8b-tp1-bf16",
+    policy: Annotated[
+        list[str] | None,
+        typer.Option("--policy", metavar="NAME", help="Human arm to measure; repeatable."),
+    ] = None,
+    json: Json = None,
+    quiet: Quiet = False,
+) -> None:
+    """Measure how many requests the twin simulates per second of CPU time."""
+    from autopoiesis.orchestrator.tables import speed_table, write_json
+    from autopoiesis.twin import speed
+    from autopoiesis.twin.latency import profile as profile_of
+    from autopoiesis.twin.trace import read_trace
+
+    with refusals():
+        report = speed.measure(
+            read_trace(trace) if trace else speed.conversations(speed.REQUESTS, 0),
+            profile_of(profile),
+            policy or speed.POLICIES,
+            say_nothing if quiet else say,
+        )
+    if json:
+        write_json(report.as_dict(), json)
+    if json != "-":
+        out.print(speed_table(report))

@@ -17,6 +17,7 @@ from rich.tree import Tree
 
 from autopoiesis.orchestrator.doctor import Finding
 from autopoiesis.twin.calibration import Calibration
+from autopoiesis.twin.speed import FEW, MANY, SpeedReport
 from autopoiesis.twin.validation import Validation
 
 
@@ -45,6 +46,28 @@ def number(value: Any, digits: int = 3) -> str:
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return "-"
     return f"{value:,.{digits}f}" if isinstance(value, float) else f"{value:,}"
+
+
+def speed_table(report: SpeedReport) -> Table:
+    """Show how fast the twin is [simulated requests per CPU second]."""
+    table = Table(
+        title=f"{report.trace}: {report.requests:,} requests, {report.profile}, "
+        f"{report.load_rps_per_replica:.1f} requests/s per replica"
+    )
+    table.add_column("policy", no_wrap=True)
+    for column in (
+        f"{FEW} replicas [1/s]", f"{MANY} replicas [1/s]", "cost ratio", f"Python, {FEW} replicas [1/s]",
+    ):  # fmt: skip
+        table.add_column(column, justify="right")
+    for p in report.policies:
+        table.add_row(
+            p.policy,
+            number(p.compiled_rps, 0),
+            number(p.compiled_64_rps, 0),
+            number(p.cost_ratio_64_to_8, 2),
+            number(p.python_rps, 0),
+        )
+    return table
 
 
 def arms_table(rows: Sequence[Mapping[str, Any]]) -> Table:

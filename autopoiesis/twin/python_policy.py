@@ -59,7 +59,38 @@ class Functions:
         ]
 
     @property
-    def _number(answer: Any) -> float:
+    def addresses(self) -> list[int]:
+        """The addresses, in the order of a policy's functions; valid as long as this object lives."""
+        return [id(function) for function in self._functions]
+
+    def check(self) -> None:
+        """Raise what a function has raised, as a PythonPolicyError that names the function."""
+        if self.failure is None:
+            return
+        name, error = self.failure
+        if not isinstance(error, Exception):
+            raise error
+        raise PythonPolicyError(
+            f"the Python policy's `{name}` failed: {type(error).__name__}: {error}"
+        ) from error
+
+    def _without_parameters(
+        self, name: str, function: Callable[..., Any], arguments: tuple[ctypes.Structure, ...]
+    ) -> Callable[[], float]:
+        def call() -> float:
+            try:
+                answer = function(*arguments)
+                return answer if answer.__class__ is float else _number(answer)
+            except BaseException as error:
+                if self.failure is None:
+                    self.failure = name, error
+                    self._stop()
+                return LARGEST
+
+        return call
+
+
+def _number(answer: Any) -> float:
     if isinstance(answer, str) or not hasattr(answer, "__float__"):
         raise TypeError(f"returned {answer!r}, which is no number")
     return float(answer)
@@ -75,10 +106,10 @@ def _over(
 
 
 @intrinsic
-def _answer_of(_context, _address):  # pyright: ignore # noqa: ANN001, ANN202
+def _answer_of(_context, _address):  # pyright: ignore
     """Call the Python function at an address, without arguments, and take its answer as a float."""
 
-    def generate(context, builder, _signature, arguments):  # pyright: ignore # noqa: ANN001, ANN202
+    def generate(context, builder, _signature, arguments):  # pyright: ignore
         python = context.get_python_api(builder)
         function = builder.inttoptr(arguments[0], python.pyobj)
         answer = python.call_function_objargs(function, ())
@@ -90,7 +121,7 @@ def _answer_of(_context, _address):  # pyright: ignore # noqa: ANN001, ANN202
 
 
 @overload(execute)
-def _execute(code, start, registers):  # pyright: ignore # noqa: ANN001, ANN202, ARG001
+def _execute(code, start, registers):  # pyright: ignore # noqa: ARG001
     """Let a row of addresses mean: call the one at `start`."""
     if code.ndim == 1:
         return lambda code, start, registers: finite(_answer_of(code[start]))

@@ -128,6 +128,7 @@ class Simulation:
         ValueError says which replica or shard is wrong: every shard belongs to one cell, a replica
         to at most one.
         """
+        self._check_policies()
         check(cells, len(self.replicas))
         held = _held(self._world)
         before = dict(zip(self._pooled, self._world.groups.counters[:, 0], strict=True))
@@ -157,6 +158,7 @@ class Simulation:
 
         A ValueError says that there is no such replica, or that it is in no state for that.
         """
+        self._check_policies()
         self._lifecycle.change(self._world, change)
         self._check_policies()
 
