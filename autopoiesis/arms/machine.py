@@ -8,7 +8,7 @@ the numerator's sign (0/0 is 0), and what would be NaN becomes the largest float
 
 import math
 from enum import IntEnum
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numba.extending import overload
@@ -135,11 +135,11 @@ def execute(code: NDArray[np.int32], start: int, registers: NDArray[np.float64])
 
 
 @overload(execute)
-def _execute(code, start, registers):  # pyright: ignore # noqa: ARG001
-    """Choose the interpreter for (n, 4) instructions."""
-    if code.ndim == 2:
-        return lambda code, start, registers: _interpret(code, start, registers)  # noqa: PLW0108 - no dispatcher
-    return None
+def _execute(code: Any, start: Any, registers: Any) -> Any:  # noqa: ARG001 - numba's types
+    def interpreted(code: Any, start: Any, registers: Any) -> Any:
+        return _interpret(code, start, registers)
+
+    return interpreted if code.ndim == 2 else None
 
 
 @kernel

@@ -101,15 +101,15 @@ def _over(
 ) -> ctypes.Structure:
     """Lay an object with these features as attributes over the registers from `first` on."""
     fields = [(name, ctypes.c_double) for name in declared._fields]
-    laid_out = type(declared.__name__, (ctypes.Structure,), {"_fields_": fields})
+    laid_out: Any = type(declared.__name__, (ctypes.Structure,), {"_fields_": fields})
     return laid_out.from_buffer(registers.data, first * registers.itemsize)
 
 
 @intrinsic
-def _answer_of(_context, _address):  # pyright: ignore
+def _answer_at(_context: Any, _address: Any) -> Any:
     """Call the Python function at an address, without arguments, and take its answer as a float."""
 
-    def generate(context, builder, _signature, arguments):  # pyright: ignore
+    def generate(context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
         python = context.get_python_api(builder)
         function = builder.inttoptr(arguments[0], python.pyobj)
         answer = python.call_function_objargs(function, ())
@@ -121,8 +121,8 @@ def _answer_of(_context, _address):  # pyright: ignore
 
 
 @overload(execute)
-def _execute(code, start, registers):  # pyright: ignore # noqa: ARG001
-    """Let a row of addresses mean: call the one at `start`."""
-    if code.ndim == 1:
-        return lambda code, start, registers: finite(_answer_of(code[start]))
-    return None
+def _execute(code: Any, start: Any, registers: Any) -> Any:  # noqa: ARG001 - numba's types
+    def called(code: Any, start: Any, registers: Any) -> Any:  # noqa: ARG001
+        return finite(_answer_at(code[start]))  # pyright: ignore[reportCallIssue]
+
+    return called if code.ndim == 1 else None

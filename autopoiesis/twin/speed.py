@@ -196,7 +196,12 @@ def conversations(requests: int, seed: int, rate_rps: float = 6.0) -> Trace:
 
 
 def _fleet(
-    trace: Trace, program: Program | PythonPolicy, profile: Profile, replicas: int, *, jumps=True
+    trace: Trace,
+    program: Program | PythonPolicy,
+    profile: Profile,
+    replicas: int,
+    *,
+    jumps: bool = True,
 ) -> Simulation:
     specs = [ReplicaSpec(f"r{i}", profile) for i in range(replicas)]
     simulation = Simulation(trace, specs, Objective(), 0, jumps=jumps)
@@ -207,7 +212,7 @@ def _fleet(
 # --- the measured policies once more, as the author of a router would write them in Python --------
 
 
-def _least_requests(request: Request, replica: Replica, fleet: Fleet) -> float:
+def _least_requests(_request: Request, replica: Replica, fleet: Fleet) -> float:
     turn = (replica.position - fleet.sequence) % fleet.replicas
     return (replica.in_flight + 1.0) / max(replica.speed, 0.01) + 0.001 * turn
 
