@@ -16,7 +16,17 @@ from typing import NoReturn
 from autopoiesis.arms.features import FUNCTIONS, INPUTS
 from autopoiesis.arms.lexis import PolicyError, check_tokens, plain_text, thought_of
 
-__all__ = ["CALLS", "MAX_DEPTH", "MAX_NODES", "Policy", "PolicyError", "thought_of", "verify"]
+__all__ = [
+    "CALLS",
+    "COMPARISONS",
+    "MAX_DEPTH",
+    "MAX_NODES",
+    "OPERATORS",
+    "Policy",
+    "PolicyError",
+    "thought_of",
+    "verify",
+]
 
 MAX_NODES = 2000
 """Statements and expressions in a policy."""
@@ -43,8 +53,7 @@ _RESERVED = frozenset({*dir(builtins), *CALLS, *FUNCTIONS, *INPUTS})
 # How tightly an expression binds; a looser one inside a tighter one needs parentheses.
 _CHOICE, _OR, _AND, _NOT, _COMPARE, _SUM, _PRODUCT, _SIGN, _POWER, _ATOM = range(10)
 
-# operator: (sign, binding, least binding of the left side, least binding of the right side)
-_OPERATORS: dict[type[ast.operator], tuple[str, int, int, int]] = {
+OPERATORS: dict[type[ast.operator], tuple[str, int, int, int]] = {
     ast.Add: ("+", _SUM, _SUM, _PRODUCT),
     ast.Sub: ("-", _SUM, _SUM, _PRODUCT),
     ast.Mult: ("*", _PRODUCT, _PRODUCT, _SIGN),
@@ -52,7 +61,8 @@ _OPERATORS: dict[type[ast.operator], tuple[str, int, int, int]] = {
     ast.Mod: ("%", _PRODUCT, _PRODUCT, _SIGN),
     ast.Pow: ("**", _POWER, _ATOM, _SIGN),
 }
-_COMPARISONS: dict[type[ast.cmpop], str] = {
+"""Operator: its sign, its binding, the least binding of its left and of its right side."""
+COMPARISONS: dict[type[ast.cmpop], str] = {
     ast.Lt: "<",
     ast.LtE: "<=",
     ast.Gt: ">",
@@ -362,9 +372,9 @@ class _Function:
     def binary(
         self, node: ast.AST, operator: ast.operator, left: tuple[str, int], right: tuple[str, int]
     ) -> tuple[str, int]:
-        if type(operator) not in _OPERATORS:
+        if type(operator) not in OPERATORS:
             _refuse(node, f"operator {type(operator).__name__}; use + - * / % **")
-        sign, binding, left_least, right_least = _OPERATORS[type(operator)]
+        sign, binding, left_least, right_least = OPERATORS[type(operator)]
         return f"{_wrapped(left, left_least)} {sign} {_wrapped(right, right_least)}", binding
 
     def sign(self, node: ast.UnaryOp, assigned: frozenset[str]) -> tuple[str, int]:
@@ -397,9 +407,9 @@ class _Function:
             _only(node, "left", "ops", "comparators")
             text = self.value(node.left, assigned, _SUM)
             for operator, right in zip(node.ops, node.comparators, strict=True):
-                if type(operator) not in _COMPARISONS:
+                if type(operator) not in COMPARISONS:
                     _refuse(node, "only numbers are compared; use < <= > >= == !=")
-                text += f" {_COMPARISONS[type(operator)]} {self.value(right, assigned, _SUM)}"
+                text += f" {COMPARISONS[type(operator)]} {self.value(right, assigned, _SUM)}"
             return text, _COMPARE
         if isinstance(node, ast.BoolOp):
             _only(node, "op", "values")
