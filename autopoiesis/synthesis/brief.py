@@ -33,6 +33,17 @@ class Incumbent:
     name: str
 
 
+@dataclass(frozen=True, slots=True)
+class Lesson:
+    """What became of a policy that did not make it."""
+
+    gate: str
+    """The gate that refused it."""
+    reason: str
+    thought: str = ""
+    """What its author had in mind."""
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Brief:
     """One request for new policies."""
@@ -62,13 +73,21 @@ class Brief:
     archive: str = ""
     """The file that takes in what is bred; empty: nothing is kept."""
     synthesizer: Origin = Origin.GENETIC
-    """Which proposer: genetic or files."""
+    """Which proposer: genetic, files, openai or fleet."""
     folder: str = ""
     """Where the `files` proposer writes briefs and finds policies."""
+    policies_asked: int = 4
+    """Policies that language models are asked for at a time."""
     window: int = -1
     """The window in which it was asked."""
     asked_s: float = field(default_factory=time.time)
     """When it was asked, Unix time [s]."""
+    left_s: float = 0.0
+    """What is left of the budget [s] when a proposer is asked."""
+    lessons: tuple[Lesson, ...] = ()
+    """Policies refused before, in this cycle and in earlier ones, the most telling first."""
+    diagnosis: str = ""
+    """What the twin shows of the best policies so far, in words; filled in as the cycle goes."""
 
     def __post_init__(self) -> None:
         if not self.incumbents:
@@ -92,9 +111,12 @@ class Brief:
         """Tell which requests of a window count: those that arrive after its warm-up."""
         return trace.arrival_s >= self.warmup_s
 
-    def for_proposers(self) -> Self:
-        """Return the brief without what proposers must not see: the hold-out windows."""
-        return replace(self, holdout=())
+    def for_proposers(self, **known: Any) -> Self:
+        """Return the brief without what proposers must not see, the hold-out windows.
+
+        `known` are fields with what the cycle has found out: the time left, lessons, a diagnosis.
+        """
+        return replace(self, holdout=(), **known)
 
     def to_bytes(self) -> bytes:
         """Serialise to JSON; arrays as base64 of their little-endian bytes."""
@@ -104,6 +126,7 @@ class Brief:
         plain["windows"] = [_trace_to_plain(trace) for trace in self.windows]
         plain["holdout"] = [_trace_to_plain(trace) for trace in self.holdout]
         plain["incumbents"] = [asdict(incumbent) for incumbent in self.incumbents]
+        plain["lessons"] = [asdict(lesson) for lesson in self.lessons]
         return orjson.dumps(plain)
 
     @classmethod
@@ -121,6 +144,7 @@ class Brief:
             )
             plain["known"] = tuple(plain["known"])
             plain["archived"] = tuple(plain["archived"])
+            plain["lessons"] = tuple(Lesson(**lesson) for lesson in plain["lessons"])
             plain["synthesizer"] = Origin(plain["synthesizer"])
             return cls(**plain)
         except BriefError:

@@ -14,7 +14,7 @@ from autopoiesis.arms.arm import Origin
 from autopoiesis.arms.language import thought_of
 from autopoiesis.synthesis.brief import Brief, BriefError
 from autopoiesis.synthesis.letter import letter
-from autopoiesis.synthesis.proposer import Parent, Proposal
+from autopoiesis.synthesis.proposer import Account, Parent, Proposal
 from autopoiesis.telemetry.records import CandidateRow
 
 CONTENT = "content "
@@ -26,6 +26,7 @@ class FilesProposer:
     """Reads policies that a person or a program has written into a folder."""
 
     origin = Origin.FILES
+    account = Account()
 
     def __init__(self, folder: Path) -> None:
         """Use `folder`, made if it is missing; BriefError if it cannot be."""

@@ -97,7 +97,7 @@ class Rival:
     policy: Policy
     program: Program
     gain: float = 0.0
-    """Against the best incumbent, on the windows that both ran: at most 0, but for the pruning."""
+    """Against the best incumbent, on the recent windows that both ran."""
 
 
 class Gates:
@@ -136,9 +136,14 @@ class Gates:
                 r for r in running if self.gain(r.policy.id, r.program, cells[:done]).high >= 0.0
             ]
         for rival in rivals:
-            raced = [cell for cell in cells if self._course.has_run(rival.policy.id, cell)]
+            raced = [c for c in self.race_on if self._course.known(rival.policy.id, c) is not None]
             rival.gain = self.gain(rival.policy.id, rival.program, raced).mean
         return self.best, self._course.mean(self.best.policy.id, self.best.program, cells)
+
+    def by_window(self, policy_id: str) -> tuple[float | None, ...]:
+        """Return the policy's utility on each recent window as it was, oldest first."""
+        as_it_was = self.race_on[: len(self._brief.windows)]
+        return tuple(self._course.known(policy_id, cell) for cell in reversed(as_it_was))
 
     @property
     def holdout_replays(self) -> int:

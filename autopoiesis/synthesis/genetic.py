@@ -10,7 +10,7 @@ from autopoiesis.arms.arm import Origin
 from autopoiesis.arms.language import Policy, PolicyError, verify
 from autopoiesis.synthesis.brief import Brief
 from autopoiesis.synthesis.mutation import OPERATORS
-from autopoiesis.synthesis.proposer import Parent, Proposal
+from autopoiesis.synthesis.proposer import Account, Parent, Proposal
 from autopoiesis.telemetry.records import CandidateRow
 
 MATE_SHARE = 0.5
@@ -30,6 +30,7 @@ class GeneticProposer:
     """Varies its parents. Every proposal verifies and none is proposed twice."""
 
     origin = Origin.GENETIC
+    account = Account()
 
     def __init__(self) -> None:
         self._seen: set[str] = set()

@@ -1,16 +1,24 @@
-"""Starts a synthesis worker and waits for its verdicts; whatever becomes of it, a row comes back."""
+"""Starts a synthesis worker and waits for its verdicts; whatever becomes of it, a row comes back.
+
+Where language models are asked, a clerk is started beside it, and a socket pair joins the two.
+"""
 
 import asyncio
 import os
 import signal
+import socket
 import sys
 import time
+from asyncio.subprocess import DEVNULL, PIPE, Process
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import orjson
 
 from autopoiesis.synthesis.brief import Brief
+from autopoiesis.synthesis.llm.clerk import Errand
 from autopoiesis.telemetry.records import CandidateRow, SynthesisRow
 
 COMPILE_S = 300.0
@@ -20,50 +28,102 @@ _ONE_THREAD = dict.fromkeys(
 )
 
 
-async def run_worker(brief: Brief, timeout_s: float | None = None) -> SynthesisRow:
+async def run_worker(
+    brief: Brief,
+    timeout_s: float | None = None,
+    errand: Errand | None = None,
+    recording: Path | None = None,
+) -> SynthesisRow:
     """Run one cycle in a worker process and return its verdicts.
 
-    Never raises for what goes wrong in the worker: a crash, a kill, or more time than `timeout_s`
-    (by default the budget and time to compile) come back as a row whose `error` says so. Cancelled,
-    it kills the worker.
+    With an `errand`, a clerk asks language models on the worker's behalf; with a `recording`, the
+    replies in it are given again. Never raises for what goes wrong in the worker: a crash, a kill, or
+    more time than `timeout_s` (by default the budget and time to compile) come back as a row whose
+    `error` says so. Cancelled, it kills both.
     """
     started_s = time.monotonic()
     limit_s = brief.budget_s + COMPILE_S if timeout_s is None else timeout_s
+    data = brief.to_bytes()
+    started: list[Process] = []
+    mine, clerks = socket.socketpair()
     try:
-        process = await asyncio.create_subprocess_exec(
-            sys.executable,
-            "-m",
-            "autopoiesis.synthesis.worker",
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.PIPE,
-            env={**os.environ, **_ONE_THREAD},
-            start_new_session=True,
-        )
-    except OSError as error:
-        return _failed(brief, started_s, f"The synthesis worker could not be started: {error}.")
-    try:
-        out, err = await asyncio.wait_for(process.communicate(brief.to_bytes()), limit_s)
+        with mine, clerks:
+            arguments = ["--recording", str(recording)] if recording else []
+            if errand is not None:
+                arguments = ["--clerk", str(mine.fileno())]
+                clerk = await _start(
+                    "llm.clerk", [str(clerks.fileno())], clerks, os.environ, answers=False
+                )
+                started.append(clerk)
+                _tell(clerk, errand.to_bytes(data, brief.synthesizer.value))
+            worker = await _start("worker", arguments, mine, _without_key(errand))
+            started.append(worker)
+        out, err = await asyncio.wait_for(worker.communicate(data), limit_s)
     except TimeoutError:
         return _failed(brief, started_s, f"The synthesis worker was stopped after {limit_s:g} s.")
+    except OSError as error:
+        return _failed(brief, started_s, f"The synthesis worker could not be started: {error}.")
     finally:
-        if process.returncode is None:
-            with suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-            await process.wait()
-    if process.returncode == 0:
+        for process in started:
+            await _end(process)
+    if worker.returncode == 0:
         with suppress(orjson.JSONDecodeError, KeyError, TypeError):
             return row_from_json(out)
     words = err.decode(errors="replace").strip().splitlines()
     last = f" {words[-1][:500]}" if words else ""
-    return _failed(
-        brief, started_s, f"The synthesis worker ended {_how(process.returncode)}.{last}"
+    return _failed(brief, started_s, f"The synthesis worker ended {_how(worker.returncode)}.{last}")
+
+
+def run_worker_now(
+    brief: Brief,
+    timeout_s: float | None = None,
+    errand: Errand | None = None,
+    recording: Path | None = None,
+) -> SynthesisRow:
+    """Run one cycle as `run_worker` does and wait for it; not for use inside an event loop."""
+    return asyncio.run(run_worker(brief, timeout_s, errand, recording))
+
+
+async def _start(
+    module: str,
+    arguments: Sequence[str],
+    connection: socket.socket,
+    environment: Mapping[str, str],
+    *,
+    answers: bool = True,
+) -> Process:
+    return await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-m",
+        f"autopoiesis.synthesis.{module}",
+        *arguments,
+        stdin=PIPE,
+        stdout=PIPE if answers else DEVNULL,
+        stderr=PIPE if answers else DEVNULL,
+        env={**environment, **_ONE_THREAD},
+        start_new_session=True,
+        pass_fds=(connection.fileno(),),
     )
 
 
-def run_worker_now(brief: Brief, timeout_s: float | None = None) -> SynthesisRow:
-    """Run one cycle as `run_worker` does and wait for it; not for use inside an event loop."""
-    return asyncio.run(run_worker(brief, timeout_s))
+def _without_key(errand: Errand | None) -> dict[str, str]:
+    """Return the environment without the models' key: whoever races policies has no use for it."""
+    name = str(errand.settings.get("api_key_env") or "") if errand else ""
+    return {variable: value for variable, value in os.environ.items() if variable != name}
+
+
+def _tell(process: Process, data: bytes) -> None:
+    """Send a process all that it gets on stdin."""
+    if process.stdin is not None:
+        process.stdin.write(data)
+        process.stdin.write_eof()
+
+
+async def _end(process: Process) -> None:
+    if process.returncode is None:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        await process.wait()
 
 
 def row_from_json(data: bytes) -> SynthesisRow:

@@ -20,6 +20,8 @@ class Parent:
     name: str
     gain: float | None
     """Mean gain in utility over the best incumbent on the recent windows; None if not raced."""
+    by_window: tuple[float | None, ...] = ()
+    """Utility on each recent window, oldest first; None where it was not raced."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +36,18 @@ class Proposal:
     """What its author says of it: one line."""
     tokens: int = 0
     cost_usd: float = 0.0
+    model: str = ""
+    """The language model that wrote it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Account:
+    """What a proposer has used in a cycle, and what went wrong."""
+
+    tokens: int = 0
+    cost_usd: float = 0.0
+    remarks: tuple[str, ...] = ()
+    """A sentence for each thing that kept it from proposing."""
 
 
 class Proposer(Protocol):
@@ -44,12 +58,18 @@ class Proposer(Protocol):
         """Under which name its policies are kept."""
         ...
 
+    @property
+    def account(self) -> Account:
+        """What it has used so far, proposals that came to nothing included."""
+        ...
+
     def propose(
         self, brief: Brief, parents: Sequence[Parent], n: int, rng: np.random.Generator
     ) -> list[Proposal]:
         """Return at most n proposals; none means that it has no more to say in this cycle.
 
-        `brief` comes without its hold-out windows. `parents` are ordered best first.
+        `brief` comes without its hold-out windows. `parents` are ordered best first. It never raises for
+        what goes wrong with an author: its account says.
         """
         ...
 

@@ -1,6 +1,8 @@
 """Paired comparison in the twin: the same traffic, the same seeds, one policy against another."""
 
-from collections.abc import Callable, Iterable, Sequence
+import math
+import time
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -28,8 +30,38 @@ SURGE = 1.3
 """How much faster requests come in a perturbed future."""
 
 
+Clock = Callable[[], float]
+
+
 class OutOfTime(Exception):  # noqa: N818 - not an error: the budget is spent
     """The budget is spent."""
+
+
+class Deadline:
+    """Says when time is up, and notes at which look it was: run again, a cycle can stop there too."""
+
+    def __init__(self, clock: Clock = time.monotonic, stops: Collection[int] | None = None) -> None:
+        """Go by the clock or, with the `stops` of an earlier run, by them alone."""
+        self.until_s = math.inf
+        self.stops: list[int] = []
+        """The looks at which time was up; the first look is number 1."""
+        self._clock = clock
+        self._looks = 0
+        self._again = stops
+
+    @property
+    def left_s(self) -> float:
+        """Time that is left [s]; always some when an earlier run is repeated."""
+        left_s = self.until_s - self._clock()
+        return left_s if self._again is None else max(left_s, 1.0)
+
+    def look(self) -> None:
+        """Raise `OutOfTime` if time is up."""
+        self._looks += 1
+        over = self.left_s <= 0.0 if self._again is None else self._looks in self._again
+        if over:
+            self.stops.append(self._looks)
+            raise OutOfTime
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -117,9 +149,9 @@ class Course:
         self.replays += 1
         return run_arm(cell.trace, self._replicas, program, self._objective, cell.seed)
 
-    def has_run(self, policy_id: str, cell: Cell) -> bool:
-        """Tell whether the policy has been run on a cell."""
-        return (policy_id, cell) in self._utility
+    def known(self, policy_id: str, cell: Cell) -> float | None:
+        """Return the policy's utility on a cell if it has been run there."""
+        return self._utility.get((policy_id, cell))
 
     def mean(self, policy_id: str, program: Program, cells: Iterable[Cell]) -> float:
         """Return the policy's utility, averaged over cells."""

@@ -1,7 +1,7 @@
 """One synthesis cycle: propose, judge, breed from what did well, promote at most two, tune those."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 
 import numpy as np
@@ -9,10 +9,11 @@ import numpy as np
 from autopoiesis.arms.arm import Arm, Origin, State
 from autopoiesis.synthesis.archive import Archive, Elite
 from autopoiesis.synthesis.behaviour import Cell
-from autopoiesis.synthesis.brief import Brief, BriefError
+from autopoiesis.synthesis.brief import Brief, BriefError, Lesson
+from autopoiesis.synthesis.diagnosis import diagnosis
 from autopoiesis.synthesis.gates import PROMOTING, Candidate, Gates
 from autopoiesis.synthesis.proposer import Parent, Proposal, Proposer
-from autopoiesis.synthesis.race import Course, OutOfTime
+from autopoiesis.synthesis.race import Clock, Course, Deadline, OutOfTime
 from autopoiesis.telemetry.records import SynthesisRow
 
 GENERATION = 24
@@ -29,8 +30,10 @@ TUNING_SHARE = 0.2
 """Share of the budget kept back for tuning what passes."""
 SEARCHING = 0.7
 """Share of the time for tuning that goes into the search; the rest is for judging what it found."""
-
-Clock = Callable[[], float]
+LESSONS = 12
+"""Lessons of this cycle that its proposer is told, besides those of earlier ones."""
+READERS = frozenset({Origin.FILES, Origin.OPENAI, Origin.FLEET})
+"""Proposers that read: for them the twin is asked where time goes."""
 
 
 def step(
@@ -39,10 +42,12 @@ def step(
     clock: Clock = time.monotonic,
     cpu_clock: Clock = time.process_time,
     archive: Archive | None = None,
+    deadline: Deadline | None = None,
 ) -> SynthesisRow:
     """Run one cycle within the brief's budget; return every verdict, promoted policies best first.
 
-    What finished the race goes into the `archive`.
+    What finished the race goes into the `archive`. With the stops of an earlier run in `deadline`,
+    time ends where it ended then.
 
     Raises BriefError where the brief has no hold-out, PolicyError where an incumbent is no policy.
     """
@@ -50,7 +55,7 @@ def step(
         raise BriefError(
             "A brief needs at least 1 hold-out window; wait for more traffic or cut it shorter."
         )
-    cycle = _Cycle(brief, proposer, clock)
+    cycle = _Cycle(brief, proposer, clock, deadline or Deadline(clock))
     started_cpu_s = cpu_clock()
     cycle.run()
     if archive is not None:
@@ -62,8 +67,8 @@ def step(
         synthesizer=proposer.origin.value,
         seconds=clock() - cycle.started_s,
         cpu_seconds=cpu_clock() - started_cpu_s,
-        tokens=sum(c.proposal.tokens for c in cycle.candidates),
-        cost_usd=sum(c.proposal.cost_usd for c in cycle.candidates),
+        tokens=proposer.account.tokens,
+        cost_usd=proposer.account.cost_usd,
         promoted=tuple(c.runnable[0] for c in cycle.promoted),
         beaten=cycle.beaten,
         candidates=tuple(
@@ -99,7 +104,7 @@ def promoted_arms(row: SynthesisRow, created_at: float) -> list[Arm]:
 class _Cycle:
     """The state of one cycle."""
 
-    def __init__(self, brief: Brief, proposer: Proposer, clock: Clock) -> None:
+    def __init__(self, brief: Brief, proposer: Proposer, clock: Clock, deadline: Deadline) -> None:
         self.candidates: list[Candidate] = []
         self.promoted: list[Candidate] = []
         self.error = ""
@@ -111,8 +116,10 @@ class _Cycle:
         self._brief = brief
         self._proposer = proposer
         self._clock = clock
-        self._until_s = self.started_s + brief.budget_s
-        self._course = Course(brief.replicas, brief.objective, self._in_time)
+        self._deadline = deadline
+        self._deadline.until_s = self.started_s + brief.budget_s
+        self._course = Course(brief.replicas, brief.objective, deadline.look)
+        self._diagnosed: dict[str, str] = {}
         self._raced: list[Candidate] = []
 
     def run(self) -> None:
@@ -132,11 +139,11 @@ class _Cycle:
                 f"Nothing promoted: {best}, leaves no room for {self._brief.min_gain:g} more."
             )
             return
-        end_s = self._until_s
-        self._until_s = end_s - self._kept_back_s(gates)
+        end_s = self._deadline.until_s
+        self._deadline.until_s = end_s - self._kept_back_s(gates)
         with suppress(OutOfTime):
             self._search(gates)
-        self._until_s = end_s
+        self._deadline.until_s = end_s
         self._judge_finalists(gates)
         self._tune_promoted(gates)
         self._explain_the_rest()
@@ -149,10 +156,8 @@ class _Cycle:
             self.conclusion = (
                 f"Nothing promoted: none of {len(self.candidates)} candidates surely beats {best}."
             )
-
-    def _in_time(self) -> None:
-        if self._clock() >= self._until_s:
-            raise OutOfTime
+        if remarks := self._proposer.account.remarks:
+            self.conclusion += f" {self._proposer.origin} says: {' '.join(remarks)}"
 
     def _kept_back_s(self, gates: Gates) -> float:
         """Return the time that the hold-out will need, from what replays have cost so far."""
@@ -164,12 +169,12 @@ class _Cycle:
     def _search(self, gates: Gates) -> None:
         """Breed generation after generation until time, room or ideas run out."""
         rng = np.random.default_rng([self._brief.seed, 4])
-        blind = self._brief.for_proposers()
         self._start_from_the_archive(gates)
         while len(self.candidates) < self._brief.max_candidates:
-            self._in_time()
+            self._deadline.look()
             n = min(GENERATION, self._brief.max_candidates - len(self.candidates))
-            proposals = self._proposer.propose(blind, self._parents(gates), n, rng)[:n]
+            parents = self._parents(gates)
+            proposals = self._proposer.propose(self._blind(parents), parents, n, rng)[:n]
             if not proposals:
                 return
             self._try(gates, proposals)
@@ -187,14 +192,32 @@ class _Cycle:
         new = [c for c in generation if gates.verify(c) and gates.novelty(c)]
         self._raced += gates.race([c for c in new if gates.screen(c)])
 
+    def _blind(self, parents: Sequence[Parent]) -> Brief:
+        """Return the brief as proposers may see it, with what the cycle has found out so far."""
+        known: dict[str, object] = {"left_s": self._deadline.left_s}
+        if self._proposer.origin in READERS:
+            refused = [c for c in self.candidates if c.reason][-LESSONS:]
+            lessons = [Lesson(c.gate, c.reason, c.proposal.thought) for c in reversed(refused)]
+            known["lessons"] = (*lessons, *self._brief.lessons)
+            known["diagnosis"] = self._diagnose(parents[0])
+        return self._brief.for_proposers(**known)
+
+    def _diagnose(self, parent: Parent) -> str:
+        if parent.id not in self._diagnosed:
+            self._diagnosed[parent.id] = diagnosis(self._brief, parent)
+        return self._diagnosed[parent.id]
+
     def _parents(self, gates: Gates) -> list[Parent]:
         """Return whom to start from, best first: incumbents and the best that finished a race."""
-        pool = [Parent(r.policy.id, r.policy.source, r.name, r.gain) for r in gates.rivals]
+        pool = [
+            Parent(r.policy.id, r.policy.source, r.name, r.gain, gates.by_window(r.policy.id))
+            for r in gates.rivals
+        ]
         for candidate in self._breeders(gates):
             assert candidate.policy is not None
-            gain = candidate.gain.mean if candidate.gain else None
+            policy, gain = candidate.policy, candidate.gain.mean if candidate.gain else None
             pool.append(
-                Parent(candidate.policy.id, candidate.policy.source, candidate.policy.id, gain)
+                Parent(policy.id, policy.source, policy.id, gain, gates.by_window(policy.id))
             )
         return sorted(pool, key=lambda parent: parent.gain or 0.0, reverse=True)
 
@@ -228,12 +251,12 @@ class _Cycle:
     def _tune_promoted(self, gates: Gates) -> None:
         """Replace promoted policies by themselves with better numbers where those surely are better."""
         rng = np.random.default_rng([self._brief.seed, 5])
-        end_s = self._until_s
+        end_s = self._deadline.until_s
         for i, candidate in enumerate(self.promoted):
             left_s = (end_s - self._clock()) / (len(self.promoted) - i)
-            self._until_s = self._clock() + SEARCHING * left_s
+            self._deadline.until_s = self._clock() + SEARCHING * left_s
             tuned = gates.retuned(candidate, rng)
-            self._until_s = end_s
+            self._deadline.until_s = end_s
             if tuned is None:
                 continue
             self.candidates.append(tuned)

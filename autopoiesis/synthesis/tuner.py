@@ -11,7 +11,7 @@ import numpy as np
 from autopoiesis.arms.arm import Origin
 from autopoiesis.arms.language import verify
 from autopoiesis.synthesis.brief import Brief
-from autopoiesis.synthesis.proposer import Parent, Proposal
+from autopoiesis.synthesis.proposer import Account, Parent, Proposal
 from autopoiesis.synthesis.race import Course, OutOfTime, race_cells
 from autopoiesis.synthesis.tuning import tune
 from autopoiesis.telemetry.records import CandidateRow
@@ -26,6 +26,7 @@ class TuningProposer:
     """Tunes its parents, the best first, each of them a few times."""
 
     origin = Origin.TUNED
+    account = Account()
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock

@@ -8,7 +8,7 @@ from autopoiesis.arms.arm import Origin
 from autopoiesis.arms.language import verify
 from autopoiesis.arms.objective import Objective
 from autopoiesis.synthesis.brief import Brief, Incumbent, cut
-from autopoiesis.synthesis.proposer import Proposal
+from autopoiesis.synthesis.proposer import Account, Proposal
 from autopoiesis.twin.latency import profile
 from autopoiesis.twin.simulation import ReplicaSpec
 from autopoiesis.twin.trace import Trace
@@ -102,6 +102,7 @@ class Scripted:
     """A proposer that says what it is told, and notes what it is shown."""
 
     origin = Origin.FILES
+    account = Account()
 
     def __init__(self, *batches: list[str]) -> None:
         self.batches = list(batches)
@@ -111,10 +112,9 @@ class Scripted:
         self.briefs.append(brief)
         self.parents.append(list(parents))
         batch = self.batches.pop(0) if self.batches else []
-        return [
-            Proposal(source, self.origin, thought="told so", tokens=7, cost_usd=0.5)
-            for source in batch
-        ]
+        spent = self.account
+        self.account = Account(spent.tokens + 7 * len(batch), spent.cost_usd + 0.5 * len(batch))
+        return [Proposal(source, self.origin, thought="told so") for source in batch]
 
     def learn(self, verdicts):
         self.learnt = list(verdicts)

@@ -8,7 +8,8 @@ import pytest
 from synthesis_scenes import ROUND_ROBIN, poisson, uneven_brief
 
 from autopoiesis.arms.arm import Origin
-from autopoiesis.synthesis.brief import Brief, BriefError, cut
+from autopoiesis.arms.card import language_card
+from autopoiesis.synthesis.brief import Brief, BriefError, Lesson, cut
 from autopoiesis.synthesis.letter import letter
 from autopoiesis.synthesis.proposer import Parent
 
@@ -18,7 +19,15 @@ def same_trace(a, b) -> bool:
 
 
 def test_a_brief_survives_the_trip():
-    brief = replace(uneven_brief(), known=("abc", "def"), synthesizer=Origin.FILES, folder="/x")
+    lessons = (Lesson("race", "behind", "less of it"),)
+    brief = replace(
+        uneven_brief(),
+        known=("abc", "def"),
+        synthesizer=Origin.FILES,
+        folder="/x",
+        lessons=lessons,
+        diagnosis="slow",
+    )
     there = Brief.from_bytes(brief.to_bytes())
     for field in fields(Brief):
         if field.name not in {"windows", "holdout"}:
@@ -80,10 +89,19 @@ def test_a_trace_is_cut_into_windows_that_count_every_request_once():
 def test_the_letter_tells_all_but_the_holdout():
     brief = uneven_brief()
     parent = Parent("0123456789ab", ROUND_ROBIN, "round-robin", -0.01)
-    text = letter(brief.for_proposers(), [parent])
-    for part in ("regret above 0.05", "0.3 s / TTFT", "speed 0.25", ROUND_ROBIN.strip(), "clip"):
+    lesson = Lesson("race", "behind round-robin after 3 replays", "random is fair")
+    blind = brief.for_proposers(lessons=(lesson,), diagnosis="r3 is slow")
+    text = letter(blind, [parent])
+    for part in (
+        "regret above 0.05",
+        "0.3 s / TTFT",
+        "speed 0.25",
+        ROUND_ROBIN.strip(),
+        "r3 is slow",
+    ):
         assert part in text
-    assert "replica.prefix_hit_tokens: Prompt tokens of this request" in text
-    assert brief.for_proposers().holdout == ()
+    assert '"random is fair": refused by race: behind round-robin' in text
+    assert language_card() in text
+    assert blind.holdout == ()
     assert len(text) < 12_000
-    assert orjson.loads(brief.for_proposers().to_bytes())["holdout"] == []
+    assert orjson.loads(blind.to_bytes())["holdout"] == []

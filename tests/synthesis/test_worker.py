@@ -118,7 +118,8 @@ def test_it_dies_with_its_parent():
             "incumbent is no policy",
         ),
         ({"synthesizer": Origin.FILES}, "needs a folder"),
-        ({"synthesizer": Origin.OPENAI}, "no proposer called 'openai'"),
+        ({"synthesizer": Origin.OPENAI}, "needs somebody who speaks to the models"),
+        ({"synthesizer": Origin.HUMAN}, "no proposer called 'human'"),
     ],
 )
 def test_a_brief_it_cannot_work_on_comes_back_as_a_sentence(changes, sentence):

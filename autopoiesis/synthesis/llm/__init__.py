@@ -1,0 +1,1 @@
+"""Language models as authors of policies: what is asked, what it costs, what came back."""
