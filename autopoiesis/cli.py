@@ -30,6 +30,7 @@ from autopoiesis.cli_options import (
     say_nothing,
     stop_with,
 )
+from autopoiesis.cli_synthesize import synthesize
 from autopoiesis.cli_twin import twin_app
 
 app = typer.Typer(
@@ -43,6 +44,7 @@ traces_app = typer.Typer(help="Traces of requests.", no_args_is_help=True)
 app.add_typer(arms_app, name="arms")
 app.add_typer(traces_app, name="traces")
 app.add_typer(twin_app, name="twin")
+app.command()(synthesize)
 
 
 def _show_version(wanted: bool) -> None:
@@ -113,7 +115,9 @@ def serve(
     ] = None,
     synthesizer: Annotated[
         str | None,
-        typer.Option(help="Who writes new policies: genetic, files or none. [default: genetic]"),
+        typer.Option(
+            help="Who writes new policies: genetic, openai, fleet, files or none. [default: genetic]"
+        ),
     ] = None,
     window: Annotated[
         float | None, typer.Option("--window", help="Length of a window [s]. [default: 10]")

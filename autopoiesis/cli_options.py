@@ -75,6 +75,7 @@ def refusals() -> Generator[None]:
     from autopoiesis.orchestrator.settings import SettingsError
     from autopoiesis.orchestrator.supervisor import CannotStartError
     from autopoiesis.replicas.probe import ProbeError
+    from autopoiesis.synthesis.brief import BriefError
     from autopoiesis.telemetry.query import QueryError
     from autopoiesis.telemetry.store import TelemetryError
     from autopoiesis.twin.calibration import CalibrationError
@@ -91,7 +92,7 @@ def refusals() -> Generator[None]:
         stop_with(WRONG_USAGE, str(error))
     except (RefusedError, FolderError, CalibrationError, ProfileError) as error:
         stop_with(WRONG_USAGE, str(error))
-    except (HardwareError, SpeedError) as error:
+    except (HardwareError, SpeedError, BriefError) as error:
         stop_with(WRONG_USAGE, str(error))
 
 

@@ -24,6 +24,7 @@ from autopoiesis.orchestrator.control_openapi import openapi
 from autopoiesis.orchestrator.metrics import Metrics
 from autopoiesis.orchestrator.page_routes import PAGE_PATHS, add_page
 from autopoiesis.orchestrator.registrar import NewArm, Said, Step
+from autopoiesis.synthesis.llm.fleet import Spare
 from autopoiesis.telemetry.endpoint import sql_routes
 from autopoiesis.telemetry.query import QueryError
 from autopoiesis.telemetry.store import Store, TelemetryError
@@ -57,6 +58,10 @@ class Desk(Protocol):
 
     def allocation(self) -> dict[str, Any] | None:
         """Return who serves what now, None before the first allocation."""
+        ...
+
+    def spare(self) -> Spare:
+        """Return whether the fleet has time to spare."""
         ...
 
     async def add_arm(self, new: NewArm, said: Said) -> tuple[Arm, bool]:
@@ -94,6 +99,9 @@ class _Handlers:
         if allocation is None:
             return _error(404, "not_found", "There is no allocation yet; GET /ready tells when.")
         return _json(allocation)
+
+    async def spare(self, _request: web.Request) -> web.Response:
+        return _json(asdict(self._desk.spare()))
 
     async def list_arms(self, _request: web.Request) -> web.Response:
         return _json({"arms": await asyncio.to_thread(list_arms, self._store.query)})

@@ -188,6 +188,14 @@ class AllocationAnswer(Answer):
     cells: list[CellAnswer]
 
 
+class SpareAnswer(Answer):
+    """Whether the fleet has time to write policies, and which replica has most of it."""
+
+    idle: bool
+    why: str = Field(examples=["3 requests are held"])
+    replica: str = Field(description="Name of the idlest replica; empty if there is no time.")
+
+
 class RowsAnswer(Answer):
     """The answer of a query."""
 
@@ -226,6 +234,7 @@ ROUTES = (
     Route("get", "/openapi.json", "openapi", "This description.", None),
     Route("get", "/status", "status", "A picture of now.", StatusAnswer),
     Route("get", "/allocation", "allocation", "Who serves what now, and why.", AllocationAnswer),
+    Route("get", "/spare", "spare", "Has the fleet time to spare?", SpareAnswer, probe=True),
     Route("get", "/arms", "list_arms", "All arms.", ArmsAnswer),
     Route("post", "/arms", "add_arm", "Take a policy in.", ChangedArmAnswer, NewArmBody, changes=True),
     Route("get", "/arms/{arm}", "show_arm", "One arm, by id, beginning of an id, or name.", ArmDetailAnswer,

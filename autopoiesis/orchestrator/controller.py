@@ -22,18 +22,28 @@ from autopoiesis.orchestrator.catalogue import add_seeds
 from autopoiesis.orchestrator.control import control_app
 from autopoiesis.orchestrator.control_access import Access, read_token
 from autopoiesis.orchestrator.desk import Desk
-from autopoiesis.orchestrator.growth import RACE_WORTH, brief_of, take_in
+from autopoiesis.orchestrator.growth import (
+    LESSONS,
+    RACE_WORTH,
+    brief_of,
+    errand_of,
+    lessons_of,
+    take_in,
+)
 from autopoiesis.orchestrator.loop import KEEP_WINDOWS, Settled, WindowLoop
 from autopoiesis.orchestrator.metrics import Metrics
 from autopoiesis.orchestrator.observation import Observation
 from autopoiesis.orchestrator.settings import Settings
 from autopoiesis.orchestrator.spans import Spans
+from autopoiesis.orchestrator.spare import spare
 from autopoiesis.orchestrator.status import Status
 from autopoiesis.orchestrator.triggers import Trigger
 from autopoiesis.replicas.fleet import Member, read_fleet
 from autopoiesis.synthesis.archive import from_archive
-from autopoiesis.synthesis.brief import Brief
+from autopoiesis.synthesis.brief import Brief, BriefError, Lesson
 from autopoiesis.synthesis.launch import run_worker
+from autopoiesis.synthesis.llm.fleet import Spare
+from autopoiesis.telemetry.query import QueryError
 from autopoiesis.telemetry.records import EventRow, OpenRequest, ReplicaSample, RequestRecord
 from autopoiesis.telemetry.store import Store, TelemetryError
 from autopoiesis.twin.latency import profile
@@ -78,6 +88,7 @@ class Controller:
         self._unwritten: list[Batch] = []
         self._events: list[EventRow] = []
         self._health: dict[str, bool] = {}
+        self._samples: dict[str, ReplicaSample] = {}
         self._growing: asyncio.Task[None] | None = None
         self._deciding = asyncio.Lock()
         """Held while the loop decides in its thread: arms do not change under it."""
@@ -90,6 +101,7 @@ class Controller:
             store.clock,
             lambda: link.is_connected,
             self._reconsider.set,
+            self.spare,
         )
 
     def _resumed_loop(self) -> WindowLoop:
@@ -155,6 +167,7 @@ class Controller:
             for fault in batch.faults:
                 self._say(now_s, "fault", fault.arm_id, f"{fault.message} ({fault.count} times)")
             for sample in batch.replicas:
+                self._samples[sample.replica] = sample
                 self._note_health(sample)
 
     async def _close_window(self, started_s: float, ended_s: float) -> None:
@@ -236,20 +249,24 @@ class Controller:
             self._say(sample.at_s, "replica", sample.replica, f"{sample.replica} {now}")
         self._health[sample.replica] = sample.healthy
 
+    def spare(self) -> Spare:
+        """Tell whether the fleet has time to spare."""
+        return spare(
+            self._members, self._samples, self._open, time.time(), self._settings.llm.idle_below
+        )
+
     # --- new arms -----------------------------------------------------------------------------
 
     def _grow(self, trigger: Trigger) -> None:
         recent, _ = observed(list(self._records))
         serving = self.registry.serving()
         known = [arm.id for arm in self.registry.all() if arm not in serving]
-        brief = brief_of(trigger, recent, self._specs(), serving, known, self._settings)
-        if brief is None:
-            self._say(
-                trigger.at_s,
-                "synthesis",
-                trigger.kind,
-                "not asked: too few requests to race policies on",
+        try:
+            brief = brief_of(
+                trigger, recent, self._specs(), serving, known, self._settings, self._lessons()
             )
+        except BriefError as error:
+            self._say(trigger.at_s, "synthesis", trigger.kind, f"not asked: {error}")
             return
         brief, remark = from_archive(brief, self._settings.data_dir / "archive.json")
         if remark:
@@ -257,10 +274,19 @@ class Controller:
         self._loop.triggers.began()
         self._growing = asyncio.create_task(self._synthesize(brief), name="synthesis")
 
+    def _lessons(self) -> tuple[Lesson, ...]:
+        try:
+            return lessons_of(self._store.query(LESSONS))
+        except (QueryError, TelemetryError) as error:
+            log.warning("Earlier lessons cannot be read: %s", error)
+            return ()
+
     async def _synthesize(self, brief: Brief) -> None:
         self.status.synthesis_began(time.time())
+        fleet = {member.name: member.url for member in self._members}
+        errand = errand_of(self._settings, self._settings.control_url, fleet)
         try:
-            row = await run_worker(brief)
+            row = await run_worker(brief, errand=errand)
             self.metrics.synthesized(row)
             self._store.write_synthesis(row)
             self._say(time.time(), "synthesis", row.synthesizer, row.error or row.conclusion)

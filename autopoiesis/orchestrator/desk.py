@@ -9,6 +9,7 @@ from autopoiesis.arms.arm import SERVING, Arm
 from autopoiesis.arms.registry import Registry
 from autopoiesis.orchestrator.registrar import NewArm, Registrar, Said, Say, Step
 from autopoiesis.orchestrator.status import Status
+from autopoiesis.synthesis.llm.fleet import Spare
 
 
 class Desk:
@@ -23,6 +24,7 @@ class Desk:
         clock: Callable[[], float],
         is_connected: Callable[[], bool],
         reconsider: Callable[[], None],
+        spare: Callable[[], Spare],
     ) -> None:
         """`reconsider` ends the running window: who serves must be decided anew."""
         self._registry = registry
@@ -31,6 +33,7 @@ class Desk:
         self._deciding = deciding
         self._is_connected = is_connected
         self._reconsider = reconsider
+        self._spare = spare
 
     def status(self) -> dict[str, Any]:
         """Return a picture of now."""
@@ -58,6 +61,10 @@ class Desk:
             for cell in allocation.cells
         ]
         return {"window": allocation.window, "why": self._status.why, "cells": cells}
+
+    def spare(self) -> Spare:
+        """Return whether the fleet has time to spare."""
+        return self._spare()
 
     async def add_arm(self, new: NewArm, said: Said) -> tuple[Arm, bool]:
         """Take a policy in; return the arm, and whether it is new."""

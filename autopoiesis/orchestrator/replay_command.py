@@ -11,9 +11,10 @@ from autopoiesis.arms.arm import Arm
 from autopoiesis.arms.files import read_arm
 from autopoiesis.arms.registry import Registry, RegistryError
 from autopoiesis.arms.seeds import seed_arms
-from autopoiesis.orchestrator.growth import brief_of, promoted_with_gain
+from autopoiesis.orchestrator.growth import brief_of, errand_of, promoted_with_gain
 from autopoiesis.orchestrator.replay import Newcomer, ReplayReport, Request, replay
 from autopoiesis.orchestrator.settings import Settings
+from autopoiesis.synthesis.brief import BriefError
 from autopoiesis.synthesis.launch import run_worker_now
 from autopoiesis.telemetry.store import Store
 from autopoiesis.twin.capacity_trace import START_UP, StartUp, fleet_course, read_capacity
@@ -99,12 +100,13 @@ def _evolve(settings: Settings) -> Callable[[Request], list[Newcomer]]:
     """Return a synthesizer that runs a worker and waits for it."""
 
     def synthesize(request: Request) -> list[Newcomer]:
-        brief = brief_of(
-            request.trigger, request.recent, request.replicas, request.arms, (), settings
-        )
-        if brief is None:
+        try:
+            brief = brief_of(
+                request.trigger, request.recent, request.replicas, request.arms, (), settings
+            )
+        except BriefError:
             return []
-        row = run_worker_now(brief)
+        row = run_worker_now(brief, errand=errand_of(settings))
         return [
             Newcomer(arm, row.beaten or None, gain)
             for arm, gain in promoted_with_gain(row, time.time())

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from autopoiesis.arms.objective import Objective
 from autopoiesis.orchestrator.loop import LoopSettings
 from autopoiesis.orchestrator.triggers import TriggerSettings
+from autopoiesis.synthesis.llm.settings import LlmSettings
 from autopoiesis.twin.latency import profile
 
 ENVIRONMENT_PREFIX = "AUTOPOIESIS_"
@@ -54,7 +55,9 @@ class Settings(BaseModel):
     """Longest start of the vLLM replicas."""
     profile: tuple[str, ...] = ("h100-llama-3-8b-tp1-bf16",)
     """Latency profiles of the replicas, repeated over them in turn."""
-    synthesizer: Literal["genetic", "files", "none"] = "genetic"
+    synthesizer: Literal["genetic", "openai", "fleet", "files", "none"] = "genetic"
+    """Who writes new policies: a search, a model at `llm.base_url`, the fleet's own, or people."""
+    llm: LlmSettings = LlmSettings.model_validate({})
     window_s: float = Field(10.0, ge=1.0, le=3600.0)
     cell_replicas: int = Field(2, ge=1)
     """Replicas in a cell, the unit to which an arm is assigned."""
@@ -62,8 +65,8 @@ class Settings(BaseModel):
     slo_tpot_s: float = Field(0.1, gt=0.0)
     target_utility: float = Field(0.95, gt=0.0, le=1.0)
     """Where even the best arm stays below this, new arms are asked for."""
-    synthesis_budget_s: float = Field(20.0, gt=0.0)
-    """Longest time one synthesis cycle may take."""
+    synthesis_budget_s: float | None = Field(None, gt=0.0)
+    """Longest time one synthesis cycle may take; None: 20 s, and 120 s where models write."""
     synthesis_cooldown_s: float = Field(60.0, ge=0.0)
     """Shortest time between two synthesis cycles."""
     drain_s: float = Field(20.0, ge=0.0)
@@ -97,6 +100,13 @@ class Settings(BaseModel):
     def objective(self) -> Objective:
         """The service-level objective."""
         return Objective(slo_ttft_s=self.slo_ttft_s, slo_tpot_s=self.slo_tpot_s)
+
+    @property
+    def cycle_budget_s(self) -> float:
+        """Longest time one synthesis cycle may take [s]."""
+        if self.synthesis_budget_s is not None:
+            return self.synthesis_budget_s
+        return 120.0 if self.synthesizer in {"openai", "fleet"} else 20.0
 
     @property
     def loop(self) -> LoopSettings:
@@ -143,7 +153,10 @@ def load_settings(
 ) -> Settings:
     """Merge file, environment and flags (None: not given); raise `SettingsError` with one sentence."""
     values = _from_file(config) if config else {}
-    values |= _from_environment(os.environ if environment is None else environment)
+    given = _from_environment(os.environ if environment is None else environment, Settings)
+    if isinstance(values.get("llm"), dict):
+        given["llm"] = {**values["llm"], **given.get("llm", {})}
+    values |= given
     values |= {name: value for name, value in flags.items() if value is not None}
     try:
         return Settings.model_validate(values)
@@ -151,7 +164,8 @@ def load_settings(
         first = error.errors()[0]
         name = ".".join(str(part) for part in first["loc"] if not isinstance(part, int))
         if first["type"] == "extra_forbidden":
-            known = ", ".join(sorted(Settings.model_fields))
+            nested = len(first["loc"]) > 1 and first["loc"][0] == "llm"
+            known = ", ".join(sorted((LlmSettings if nested else Settings).model_fields))
             raise SettingsError(f"There is no setting {name!r}; known are: {known}.") from None
         what = str(first["msg"]).removeprefix("Value error, ")
         raise SettingsError(f"Setting {name}: {what}." if name else f"{what}.") from None
@@ -166,11 +180,16 @@ def _from_file(path: Path) -> dict[str, Any]:
         raise SettingsError(f"The configuration {path} is not valid TOML: {error}.") from None
 
 
-def _from_environment(environment: Mapping[str, str]) -> dict[str, Any]:
+def _from_environment(
+    environment: Mapping[str, str], settings: type[BaseModel], prefix: str = ENVIRONMENT_PREFIX
+) -> dict[str, Any]:
     values: dict[str, Any] = {}
-    for name, field in Settings.model_fields.items():
-        text = environment.get(ENVIRONMENT_PREFIX + name.upper())
-        if text:
+    for name, field in settings.model_fields.items():
+        variable = prefix + name.upper()
+        if field.annotation is LlmSettings:
+            if nested := _from_environment(environment, LlmSettings, f"{variable}_"):
+                values[name] = nested
+        elif text := environment.get(variable):
             several = str(field.annotation).startswith("tuple")
             values[name] = tuple(part.strip() for part in text.split(",")) if several else text
     return values

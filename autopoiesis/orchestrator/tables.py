@@ -13,12 +13,17 @@ from rich.markup import escape
 from rich.panel import Panel
 from rich.syntax import Syntax
 from rich.table import Table
+from rich.text import Text
 from rich.tree import Tree
 
 from autopoiesis.orchestrator.doctor import Finding
+from autopoiesis.telemetry.records import CandidateRow, SynthesisRow
 from autopoiesis.twin.calibration import Calibration
 from autopoiesis.twin.speed import FEW, MANY, SpeedReport
 from autopoiesis.twin.validation import Validation
+
+SHOWN = 12
+"""Rows of a table of candidates."""
 
 
 class Describable(Protocol):
@@ -237,6 +242,34 @@ def validation_table(validation: Validation) -> Table:
 
 def _microseconds(seconds: float) -> str:
     return f"{seconds * 1e6:,.4g}"
+
+
+def synthesis_table(row: SynthesisRow, kept: str) -> RenderableType:
+    """Show a cycle: the candidates that came farthest, and what came of it all."""
+    bill = f", {row.tokens:,} tokens, ${row.cost_usd:.4f}" if row.tokens else ""
+    table = Table(
+        title=f"{row.synthesizer}: {len(row.candidates)} candidates in {row.seconds:.1f} s "
+        f"({row.cpu_seconds:.1f} s CPU){bill}",
+        expand=True,
+    )
+    for column, width in (("policy", 12), ("gate", 8), ("gain", 26)):
+        table.add_column(column, no_wrap=True, width=width)
+    table.add_column("why", no_wrap=True, overflow="ellipsis", ratio=1)
+    farthest = sorted(row.candidates, key=_progress, reverse=True)
+    for c in farthest[:SHOWN]:
+        gain = "-" if c.gain is None else f"{c.gain:+.4f}"
+        if c.gain_low is not None and c.gain_high is not None:
+            gain += f" [{c.gain_low:+.4f}, {c.gain_high:+.4f}]"
+        table.add_row(c.arm_id or "-", c.gate, escape(gain), escape(c.reason))
+    more = len(farthest) - SHOWN
+    left_out = [f"{more} more are not shown."] if more > 0 else []
+    return Group(table, Text("\n".join([*left_out, row.error or row.conclusion, kept])))
+
+
+def _progress(candidate: CandidateRow) -> tuple[int, float]:
+    gates = ("verify", "novelty", "screen", "race", "holdout", "tuning", "promoted", "tuned")
+    gain = candidate.gain if candidate.gain is not None else -math.inf
+    return (gates.index(candidate.gate) if candidate.gate in gates else -1, gain)
 
 
 def doctor_table(findings: Sequence[Finding]) -> Table:

@@ -24,25 +24,26 @@ SETTINGS = LlmSettings(api_key_env="", timeout_s=20.0)
 class Control:
     """A control port that says whether the fleet is idle."""
 
-    def __init__(self, url: str, *states: bool) -> None:
-        self.url, self.states, self.looks = url, list(states), 0
+    def __init__(self, *states: bool) -> None:
+        self.states, self.looks = list(states), 0
 
     async def tell(self, _request: web.Request) -> web.Response:
         self.looks += 1
         idle = self.states.pop(0) if len(self.states) > 1 else self.states[0]
-        return web.json_response({"idle": idle, "why": "as told", "url": self.url if idle else ""})
+        return web.json_response({"idle": idle, "why": "as told", "replica": "r0" if idle else ""})
 
 
 @asynccontextmanager
 async def posting(tmp_path, endpoint: ScriptedEndpoint, *states: bool, settings=SETTINGS):
     """Lend a post that asks the fleet behind a control port, and that control port."""
-    control = Control(endpoint.url.removesuffix("/v1"), *states)
+    control = Control(*states)
     app = web.Application()
     app.router.add_get("/spare", control.tell)
     runner = web.AppRunner(app, access_log=None)
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", 0).start()
-    fleet = Fleet(settings, "", f"http://127.0.0.1:{runner.addresses[0][1]}")
+    url = f"http://127.0.0.1:{runner.addresses[0][1]}"
+    fleet = Fleet(settings, "", url, {"r0": endpoint.url.removesuffix("/v1")})
     recorder = Recorder(tmp_path / "exchanges", "cycle", 1 << 20)
     recorder.begin(b"{}", "fleet")
     ledger = Ledger(tmp_path / "l.json", settings)
@@ -113,6 +114,6 @@ async def test_an_engine_without_grammar_or_priority_is_asked_without(tmp_path):
 
 @pytest.mark.parametrize("url", ["http://127.0.0.1:9", "http://127.0.0.1:1/x"])
 async def test_without_news_the_fleet_counts_as_busy(url):
-    fleet = Fleet(SETTINGS, "", url)
+    fleet = Fleet(SETTINGS, "", url, {})
     with pytest.raises(RuntimeError, match="does not answer"):
         await fleet.addressee("", 0.0)

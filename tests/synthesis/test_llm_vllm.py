@@ -31,7 +31,7 @@ def control_url():
 
     class Idle(BaseHTTPRequestHandler):
         def do_GET(self):
-            body = orjson.dumps({"idle": True, "why": "as told", "url": URL})
+            body = orjson.dumps({"idle": True, "why": "as told", "replica": "r0"})
             self.send_response(200)
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()
@@ -51,7 +51,9 @@ def exchanges(folder, control_url, origin, **settings) -> list[tuple[Ask, Reply]
     """Run a cycle and return what was asked and answered in it."""
     chosen = LlmSettings(api_key_env="", timeout_s=60.0, **settings).model_dump(mode="json")
     fleet = origin is Origin.FLEET
-    errand = Errand(chosen, str(folder), 0, control_url if fleet else "", (URL,) if fleet else ())
+    errand = Errand(
+        chosen, str(folder), 0, control_url if fleet else "", {"r0": URL} if fleet else {}
+    )
     brief = replace(uneven_brief(), synthesizer=origin, budget_s=90.0, max_candidates=12)
     row = run_worker_now(brief, errand=errand)
     assert row.error == ""

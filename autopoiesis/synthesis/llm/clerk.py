@@ -13,7 +13,7 @@ import sys
 import time
 import urllib.request
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -36,8 +36,8 @@ class Errand:
     seed: int = 0
     control_url: str = ""
     """Of the instance whose fleet is asked; empty: the endpoint of the settings is asked."""
-    fleet_urls: tuple[str, ...] = ()
-    """Base URLs of the fleet's replicas."""
+    fleet: dict[str, str] = field(default_factory=dict[str, str])
+    """The fleet's replicas: base URL, without `/v1`, by name."""
 
     def to_bytes(self, brief: bytes, synthesizer: str) -> bytes:
         """Serialise, together with the brief that is to be recorded."""
@@ -51,8 +51,7 @@ def main() -> int:
     first, _, brief = sys.stdin.buffer.read().partition(b"\n")
     plain: dict[str, Any] = orjson.loads(first)
     synthesizer = str(plain.pop("synthesizer"))
-    fleet_urls: list[str] = plain.pop("fleet_urls")
-    errand = Errand(fleet_urls=tuple(fleet_urls), **plain)
+    errand = Errand(**plain)
     confine_network(_ports(errand))
     connection = socket.socket(fileno=int(sys.argv[1]))
     return asyncio.run(_serve(errand, connection, brief, synthesizer))
@@ -60,7 +59,7 @@ def main() -> int:
 
 def _ports(errand: Errand) -> list[int]:
     """Return the TCP ports that are needed: of the endpoint or the fleet, of proxies, of name servers."""
-    urls = [errand.control_url, *errand.fleet_urls] if errand.control_url else []
+    urls = [errand.control_url, *errand.fleet.values()] if errand.control_url else []
     if not urls:
         urls = [str(errand.settings["base_url"]), *urllib.request.getproxies().values()]
     return sorted({DNS_PORT, *(_port(url) for url in urls)})
@@ -94,7 +93,7 @@ async def _serve(errand: Errand, connection: socket.socket, brief: bytes, synthe
     recorder.begin(brief, synthesizer)
     choice = ModelChoice(folder / "models.json", settings)
     book = (
-        Fleet(settings, key, errand.control_url)
+        Fleet(settings, key, errand.control_url, errand.fleet)
         if errand.control_url
         else Models(settings, key, choice)
     )

@@ -8,7 +8,7 @@ windows stay free of them.
 
 import asyncio
 import time
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Self, TypeVar
@@ -38,19 +38,23 @@ class Spare:
     idle: bool
     why: str
     """One line, without a full stop."""
-    url: str = ""
-    """Base URL of the idlest replica, without `/v1`."""
+    replica: str = ""
+    """Name of the idlest replica."""
 
     @classmethod
     def of(cls, plain: dict[str, Any]) -> Self:
         """Read what the control port says."""
-        return cls(bool(plain["idle"]), str(plain["why"]), str(plain["url"]))
+        return cls(bool(plain["idle"]), str(plain["why"]), str(plain["replica"]))
 
 
 class Fleet:
     """Lends the idlest replica of a running instance."""
 
-    def __init__(self, settings: LlmSettings, key: str, control_url: str) -> None:
+    def __init__(
+        self, settings: LlmSettings, key: str, control_url: str, fleet: Mapping[str, str]
+    ) -> None:
+        """Ask the controller at `control_url` about the `fleet`: base URLs, without `/v1`, by name."""
+        self._fleet = fleet
         self._settings = settings
         self._key = key
         self._control_url = control_url
@@ -66,10 +70,12 @@ class Fleet:
                 raise NoAddresseeError(Fault.LATE, f"the fleet has no time to spare: {spare.why}.")
             await asyncio.sleep(LOOK_EVERY_S)
         s = self._settings
+        if spare.replica not in self._fleet:
+            raise NoAddresseeError(Fault.BROKEN, f"{spare.replica} has joined the fleet since.")
         endpoint = self._endpoints.setdefault(
-            spare.url, Endpoint(f"{spare.url}/v1", self._key, s.timeout_s)
+            spare.replica, Endpoint(f"{self._fleet[spare.replica]}/v1", self._key, s.timeout_s)
         )
-        name, context_tokens = await self._model(spare.url, endpoint)
+        name, context_tokens = await self._model(spare.replica, endpoint)
         longest = (
             min(s.max_tokens, context_tokens // ANSWER_SHARE) if context_tokens else s.max_tokens
         )
@@ -99,15 +105,17 @@ class Fleet:
         for endpoint in self._endpoints.values():
             await endpoint.close()
 
-    async def _model(self, url: str, endpoint: Endpoint) -> tuple[str, int]:
+    async def _model(self, replica: str, endpoint: Endpoint) -> tuple[str, int]:
         """Return the model that a replica serves, and how many tokens its context has (0: unknown)."""
-        if url not in self._models:
+        if replica not in self._models:
             listed = await endpoint.models()
             if not listed:
-                raise NoAddresseeError(Fault.BROKEN, f"{url} does not say which model it serves.")
+                raise NoAddresseeError(
+                    Fault.BROKEN, f"{replica} does not say which model it serves."
+                )
             context = listed[0].get("max_model_len")
-            self._models[url] = (listed[0]["id"], context if isinstance(context, int) else 0)
-        return self._models[url]
+            self._models[replica] = (listed[0]["id"], context if isinstance(context, int) else 0)
+        return self._models[replica]
 
     async def _look(self) -> Spare:
         """Ask the controller; without an answer the fleet counts as busy."""

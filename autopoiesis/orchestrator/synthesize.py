@@ -1,0 +1,228 @@
+"""`synthesize`: one cycle by hand, on a trace, on stored windows, or again from a record."""
+
+import asyncio
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+from autopoiesis.arms.arm import Arm, Origin, State
+from autopoiesis.arms.registry import Registry
+from autopoiesis.arms.seeds import seed_arms
+from autopoiesis.gateway.settings import RunDir
+from autopoiesis.orchestrator.catalogue import ask_telemetry
+from autopoiesis.orchestrator.growth import LESSONS, brief_of, errand_of, lessons_of
+from autopoiesis.orchestrator.observation import observed
+from autopoiesis.orchestrator.settings import Settings, SettingsError
+from autopoiesis.orchestrator.supervisor import (
+    CannotStartError,
+    data_directory,
+    running_control_url,
+)
+from autopoiesis.orchestrator.triggers import Trigger
+from autopoiesis.replicas.fleet import read_fleet
+from autopoiesis.synthesis.brief import Brief, BriefError
+from autopoiesis.synthesis.launch import run_worker
+from autopoiesis.synthesis.llm.clerk import Errand
+from autopoiesis.synthesis.llm.exchange import read_recording
+from autopoiesis.synthesis.step import promoted_arms
+from autopoiesis.telemetry.records import CandidateRow, SynthesisRow
+from autopoiesis.telemetry.requests import COLUMNS, requests_of
+from autopoiesis.telemetry.store import Store, TelemetryError
+from autopoiesis.twin.latency import profile
+from autopoiesis.twin.simulation import ReplicaSpec
+from autopoiesis.twin.trace import TraceError, read_trace
+
+USUAL_WINDOWS = 12
+FEWEST_WINDOWS = 3
+"""Two to race on and one for the hold-out."""
+MOST_REQUESTS = 100_000
+"""Read from the telemetry."""
+LOOK_EVERY_S = 0.2
+
+Tell = Callable[[float], None]
+
+
+@dataclass(frozen=True, slots=True)
+class CycleReport:
+    """A cycle and what was made of it."""
+
+    row: SynthesisRow
+    kept: str
+    """Where it was written down, in a sentence."""
+    failed: bool = False
+    """Whether it could not be carried out, or did not repeat what was recorded."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the report as one JSON object."""
+        names = (
+            "trigger",
+            "synthesizer",
+            "promoted",
+            "seconds",
+            "cpu_seconds",
+            "tokens",
+            "cost_usd",
+        )
+        told = {name: getattr(self.row, name) for name in (*names, "conclusion", "error")}
+        return told | {"candidates": [_as_dict(candidate) for candidate in self.row.candidates]}
+
+
+def _as_dict(candidate: CandidateRow) -> dict[str, Any]:
+    names = ("verdict", "gate", "gain", "gain_low", "gain_high", "reason")
+    return {"id": candidate.arm_id} | {name: getattr(candidate, name) for name in names}
+
+
+def synthesize_on_trace(
+    settings: Settings,
+    trace_file: Path,
+    *,
+    replicas: int,
+    speed: float,
+    for_s: float | None,
+    quiet: bool,
+) -> CycleReport:
+    """Run one cycle on the newest windows of a trace, against the human arms; nothing is kept."""
+    trace = read_trace(trace_file).speed(speed)
+    if for_s is not None:
+        trace = trace.slice(0.0, for_s)
+    if not len(trace):
+        raise TraceError(f"{trace_file}: no request is left of it; use a longer --for.")
+    names = settings.profile
+    fleet = [ReplicaSpec(f"replica-{i}", profile(names[i % len(names)])) for i in range(replicas)]
+    trigger = Trigger("operator", 0, time.time(), f"asked by hand on {trace.name}")
+    brief = brief_of(trigger, trace, fleet, seed_arms(), (), settings)
+    row = _run(brief, errand_of(settings, *_instance(settings)), None, quiet)
+    return CycleReport(row, "Nothing was written down: the traffic is a trace's.", bool(row.error))
+
+
+def synthesize_on_windows(settings: Settings, windows: int, *, quiet: bool) -> CycleReport:
+    """Run one cycle on the newest stored windows, against the serving arms.
+
+    The cycle of a stopped instance is written to its telemetry, and what it promotes becomes a
+    candidate in its registry.
+    """
+    if windows < FEWEST_WINDOWS:
+        raise SettingsError(
+            f"A cycle needs at least {FEWEST_WINDOWS} windows; give more with --windows."
+        )
+    brief = _stored_brief(settings, windows)
+    row = _run(brief, errand_of(settings, *_instance(settings)), None, quiet)
+    return CycleReport(row, _keep(settings, row), bool(row.error))
+
+
+def repeat_recorded(path: Path, *, quiet: bool) -> CycleReport:
+    """Run a recorded cycle again with the models' recorded replies, and compare the verdicts."""
+    recording = read_recording(path)
+    row = _run(recording.brief, None, path, quiet)
+    if recording.end is None:
+        return CycleReport(
+            row, "The record has no end to compare with: that cycle was stopped.", bool(row.error)
+        )
+    recorded = [_as_dict(CandidateRow(**c)) for c in recording.end["row"]["candidates"]]
+    same = recorded == [_as_dict(candidate) for candidate in row.candidates]
+    kept = f"The {len(recorded)} candidates and their verdicts are those of the record, to the last digit."
+    if not same:
+        kept = "The verdicts differ from those of the record: it was made by another version, or is damaged."
+    return CycleReport(row, kept, failed=bool(row.error) or not same)
+
+
+def _run(brief: Brief, errand: Errand | None, recording: Path | None, quiet: bool) -> SynthesisRow:
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True), disable=quiet, transient=True) as bar:
+        task = bar.add_task(f"synthesis ({brief.synthesizer})", total=brief.budget_s)
+        return asyncio.run(
+            _watched(brief, errand, recording, lambda s: bar.update(task, completed=s))
+        )
+
+
+async def _watched(
+    brief: Brief, errand: Errand | None, recording: Path | None, tell: Tell
+) -> SynthesisRow:
+    """Run a worker and tell the time that it has used."""
+    began_s = time.monotonic()
+    running = asyncio.create_task(run_worker(brief, errand=errand, recording=recording))
+    while not running.done():
+        await asyncio.wait({running}, timeout=LOOK_EVERY_S)
+        tell(min(time.monotonic() - began_s, brief.budget_s))
+    return await running
+
+
+def _instance(settings: Settings) -> tuple[str, dict[str, str]]:
+    """Return the control URL and the replicas of the instance that runs on the data directory."""
+    url = running_control_url(settings.data_dir)
+    if url is None:
+        return "", {}
+    return url, {m.name: m.url for m in read_fleet(RunDir(settings.run_dir).fleet)}
+
+
+def _stored_brief(settings: Settings, windows: int) -> Brief:
+    """Make a brief from the telemetry of an instance, running or stopped."""
+
+    def ask(query: str) -> list[Any]:
+        return list(ask_telemetry(settings, query, MOST_REQUESTS).rows)
+
+    spans = ask(
+        "select window_id, started_s, ended_s from windows where requests > 0 "  # noqa: S608
+        f"order by window_id desc limit {windows + 1}"
+    )
+    if len(spans) <= FEWEST_WINDOWS:
+        raise BriefError(
+            f"There are {len(spans)} stored windows with requests; let the instance serve for longer."
+        )
+    from_s, to_s = float(spans[-1][1]), float(spans[0][2])
+    rows = ask(
+        f"select {', '.join(COLUMNS)} from requests "  # noqa: S608 - our own columns and numbers
+        f"where arrived_s >= {from_s!r} and arrived_s < {to_s!r} order by arrived_s"
+    )
+    recent, _ = observed(requests_of(rows))
+    names = ask(
+        f"select replica from replicas where at_s >= {from_s!r} group by replica order by min(rowid)"  # noqa: S608
+    )
+    arms = [
+        Arm(i, name, Origin(origin), State(state), source, 0.0)
+        for i, name, origin, state, source in ask(
+            "select id, name, origin, state, source from arms"
+        )
+    ]
+    serving = [arm for arm in arms if arm.state in {State.LIVE, State.CANARY}] or seed_arms()
+    known = [arm.id for arm in arms if arm not in serving]
+    last = int(spans[0][0])
+    return brief_of(
+        Trigger("operator", last, time.time(), f"asked by hand on the windows up to {last}"),
+        recent,
+        _fleet(settings, [str(name) for (name,) in names]),
+        serving,
+        known,
+        settings.model_copy(update={"window_s": (to_s - from_s) / len(spans)}),
+        lessons_of(ask_telemetry(settings, LESSONS, MOST_REQUESTS)),
+        windows,
+    )
+
+
+def _fleet(settings: Settings, names: Sequence[str]) -> list[ReplicaSpec]:
+    """Return the fleet as the twin models it; of a stopped one, with the profiles of the settings."""
+    if running_control_url(settings.data_dir) is not None:
+        members = read_fleet(RunDir(settings.run_dir).fleet)
+        return [ReplicaSpec(m.name, profile(m.profile), m.speed) for m in members]
+    known = names or [f"replica-{i}" for i in range(settings.simulate)]
+    kinds = settings.profile
+    return [ReplicaSpec(name, profile(kinds[i % len(kinds)])) for i, name in enumerate(known)]
+
+
+def _keep(settings: Settings, row: SynthesisRow) -> str:
+    """Write a cycle to the telemetry of a stopped instance, and its promoted policies as candidates."""
+    try:
+        with data_directory(settings), Store.open(settings.telemetry_file) as store:
+            store.write_synthesis(row)
+            registry = Registry(store)
+            for arm in promoted_arms(row, time.time()):
+                registry.add(replace(arm, state=State.CANDIDATE))
+    except (CannotStartError, TelemetryError) as error:
+        return f"Nothing was written down: {error}"
+    added = f"; {len(row.promoted)} policies are candidates there now" if row.promoted else ""
+    return f"Written to {settings.telemetry_file}{added}."
