@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +11,13 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from autopoiesis.arms.arm import Arm, Origin, State
-from autopoiesis.arms.registry import Registry
 from autopoiesis.arms.seeds import seed_arms
 from autopoiesis.gateway.settings import RunDir
 from autopoiesis.orchestrator.catalogue import ask_telemetry
 from autopoiesis.orchestrator.growth import LESSONS, brief_of, errand_of, lessons_of
 from autopoiesis.orchestrator.observation import observed
+from autopoiesis.orchestrator.orders import NoTokenError, ordering
+from autopoiesis.orchestrator.registrar import NewArm, Said
 from autopoiesis.orchestrator.settings import Settings, SettingsError
 from autopoiesis.orchestrator.supervisor import (
     CannotStartError,
@@ -25,11 +26,13 @@ from autopoiesis.orchestrator.supervisor import (
 )
 from autopoiesis.orchestrator.triggers import Trigger
 from autopoiesis.replicas.fleet import read_fleet
+from autopoiesis.synthesis.archive import from_archive
 from autopoiesis.synthesis.brief import Brief, BriefError
 from autopoiesis.synthesis.launch import run_worker
 from autopoiesis.synthesis.llm.clerk import Errand
 from autopoiesis.synthesis.llm.exchange import read_recording
 from autopoiesis.synthesis.step import promoted_arms
+from autopoiesis.telemetry.query import QueryError
 from autopoiesis.telemetry.records import CandidateRow, SynthesisRow
 from autopoiesis.telemetry.requests import COLUMNS, requests_of
 from autopoiesis.telemetry.store import Store, TelemetryError
@@ -103,14 +106,16 @@ def synthesize_on_trace(
 def synthesize_on_windows(settings: Settings, windows: int, *, quiet: bool) -> CycleReport:
     """Run one cycle on the newest stored windows, against the serving arms.
 
-    The cycle of a stopped instance is written to its telemetry, and what it promotes becomes a
-    candidate in its registry.
+    The cycle of a stopped instance is written to its telemetry and archive. What is promoted becomes a
+    candidate in the registry, of a stopped instance or a running one.
     """
     if windows < FEWEST_WINDOWS:
         raise SettingsError(
             f"A cycle needs at least {FEWEST_WINDOWS} windows; give more with --windows."
         )
     brief = _stored_brief(settings, windows)
+    if running_control_url(settings.data_dir) is None:
+        brief, _ = from_archive(brief, settings.data_dir / "archive.json")
     row = _run(brief, errand_of(settings, *_instance(settings)), None, quiet)
     return CycleReport(row, _keep(settings, row), bool(row.error))
 
@@ -215,14 +220,30 @@ def _fleet(settings: Settings, names: Sequence[str]) -> list[ReplicaSpec]:
 
 
 def _keep(settings: Settings, row: SynthesisRow) -> str:
-    """Write a cycle to the telemetry of a stopped instance, and its promoted policies as candidates."""
+    """Write a cycle to the telemetry of a stopped instance; make candidates of what it promotes."""
+    runs = running_control_url(settings.data_dir) is not None
+    kept = [] if runs else [f"Written to {settings.telemetry_file}."]
     try:
-        with data_directory(settings), Store.open(settings.telemetry_file) as store:
-            store.write_synthesis(row)
-            registry = Registry(store)
-            for arm in promoted_arms(row, time.time()):
-                registry.add(replace(arm, state=State.CANDIDATE))
-    except (CannotStartError, TelemetryError) as error:
-        return f"Nothing was written down: {error}"
-    added = f"; {len(row.promoted)} policies are candidates there now" if row.promoted else ""
-    return f"Written to {settings.telemetry_file}{added}."
+        if not runs:
+            with data_directory(settings), Store.open(settings.telemetry_file) as store:
+                store.write_synthesis(row)
+        promoted = promoted_arms(row, time.time())
+        if promoted:
+            with ordering(settings) as orders:
+                for arm in promoted:
+                    orders.add_arm(_new_arm(arm), Said("", f"promoted by hand: {row.trigger}"))
+            names = ", ".join(arm.id for arm in promoted)
+            kept.append(
+                f"In the registry as candidates: {names}; `arms promote ID` gives one traffic."
+            )
+    except (CannotStartError, NoTokenError, TelemetryError, QueryError) as error:
+        kept = [f"Nothing was written down: {error}"]
+    return (
+        " ".join(kept) or "Nothing was written down: the instance runs, and nothing was promoted."
+    )
+
+
+def _new_arm(arm: Arm) -> NewArm:
+    return NewArm(
+        arm.source, arm.name, arm.origin, arm.created_at, arm.parents, arm.thought, arm.reason
+    )
