@@ -1,5 +1,6 @@
 """An arm: one policy with its history. Arms are values; the registry replaces them."""
 
+import hashlib
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -51,3 +52,10 @@ class Arm:
     """What its author said of it."""
     slow: str = ""
     """Source of its slow functions, empty for none."""
+
+
+def arm_id(policy_id: str, slow_id: str = "") -> str:
+    """Return the id of an arm: its policy's, if it has no slow policy; else a hash of both ids."""
+    if not slow_id:
+        return policy_id
+    return hashlib.sha256(f"{policy_id} {slow_id}".encode()).hexdigest()[:12]

@@ -3,10 +3,10 @@
 import ast
 import inspect
 import itertools
+import sys
 from functools import cache
 from pathlib import Path
 
-from autopoiesis.arms import features
 from autopoiesis.arms.features import FUNCTIONS, INPUTS
 from autopoiesis.arms.language import CALLS, MAX_BLOCKS, MAX_DEPTH, MAX_NODES
 from autopoiesis.arms.lexis import MAX_BRACKETS, MAX_BYTES, MAX_LINES, MAX_STATEMENT_TOKENS
@@ -86,7 +86,7 @@ def language_card() -> str:
     return _TEXT.format(
         functions=functions,
         calls=calls,
-        fields="\n\n".join(_table(parameter) for parameter in INPUTS),
+        fields="\n\n".join(table_of(f"{p}.", field_meanings(p)) for p in INPUTS),
         limits=limits,
         example=example.read_text("ascii"),
     )
@@ -94,11 +94,17 @@ def language_card() -> str:
 
 def field_meanings(parameter: str) -> dict[str, str]:
     """Return what each field of `request`, `replica` or `fleet` means, by field name."""
-    declared = INPUTS[parameter][0]
-    tree = ast.parse(inspect.getsource(features))
-    classes = {node.name: node for node in tree.body if isinstance(node, ast.ClassDef)}
+    return meanings_of(INPUTS[parameter][0])
+
+
+def meanings_of(declared: type) -> dict[str, str]:
+    """Return what each field of a class means, by field name: the strings below the fields."""
+    (body,) = (
+        node.body
+        for node in ast.parse(inspect.getsource(sys.modules[declared.__module__])).body
+        if isinstance(node, ast.ClassDef) and node.name == declared.__name__
+    )
     meanings: dict[str, str] = {}
-    body = classes[declared.__name__].body
     for node, following in itertools.pairwise(body):
         match node, following:
             case (
@@ -111,8 +117,7 @@ def field_meanings(parameter: str) -> dict[str, str]:
     return meanings
 
 
-def _table(parameter: str) -> str:
-    rows = [
-        f"| `{parameter}.{name}` | {text} |" for name, text in field_meanings(parameter).items()
-    ]
+def table_of(prefix: str, meanings: dict[str, str]) -> str:
+    """Return a table of fields and what they mean."""
+    rows = [f"| `{prefix}{name}` | {text} |" for name, text in meanings.items()]
     return "\n".join(["| field | meaning |", "| --- | --- |", *rows])

@@ -54,14 +54,14 @@ _INSTEAD = {
 }
 
 
-def plain_text(source: object) -> str:
+def plain_text(source: object, max_bytes: int = MAX_BYTES) -> str:
     r"""Return the source as ASCII text with `\n` line ends; PolicyError if it is not such text."""
     if isinstance(source, bytes | bytearray):
-        source = bytes(source[: MAX_BYTES + 1]).decode("latin-1")
+        source = bytes(source[: max_bytes + 1]).decode("latin-1")
     if not isinstance(source, str):
         raise PolicyError(f"a policy is source text, not {type(source).__name__}; pass a str")
-    if len(source) > MAX_BYTES:
-        raise PolicyError(f"the source is over {MAX_BYTES} bytes; write a shorter policy")
+    if len(source) > max_bytes:
+        raise PolicyError(f"the source is over {max_bytes} bytes; write a shorter policy")
     text = source.replace("\r\n", "\n").replace("\r", "\n")
     for i, character in enumerate(text):
         if not (" " <= character <= "~" or character in "\n\t"):
