@@ -242,15 +242,24 @@ class FleetFeatures(NamedTuple):
         return option.start_s if option else 0.0
 
 
+def window_to_plain(window: WindowFeatures) -> tuple[Any, ...]:
+    """Return the window's values in the order of its fields, as plain tuples."""
+    return (*window[:-1], tuple(tuple(demand) for demand in window.demand))
+
+
 def window_from_plain(values: Sequence[Any]) -> WindowFeatures:
-    """Read the values of a window in the order of its fields, as they come out of JSON."""
+    """Read what `window_to_plain` gave."""
     *others, demand = values
-    window = WindowFeatures(*others, demand=tuple(DemandFeatures(*d) for d in demand))
-    return window._replace(arrival_rates_rps=tuple(window.arrival_rates_rps))
+    return WindowFeatures(*others, demand=tuple(DemandFeatures(*x) for x in demand))
+
+
+def fleet_to_plain(fleet: FleetFeatures) -> tuple[Any, ...]:
+    """Return the fleet's values in the order of its fields, as plain tuples."""
+    return (*(tuple(tuple(x) for x in each) for each in fleet[:4]), *fleet[4:])
 
 
 def fleet_from_plain(values: Sequence[Any]) -> FleetFeatures:
-    """Read the values of a fleet in the order of its fields, as they come out of JSON."""
+    """Read what `fleet_to_plain` gave."""
     gpus, nodes, models, options, *others = values
     return FleetFeatures(
         tuple(GpuFeatures(*x) for x in gpus),

@@ -1,6 +1,6 @@
 """Plans as JSON, what is wrong with them, and the way from one to another."""
 
-import json
+import marshal
 from collections import Counter
 
 import hypothesis.strategies as st
@@ -19,7 +19,12 @@ from autopoiesis.arms.plan import (
     plan_to_plain,
 )
 from autopoiesis.arms.plan_check import PlanLimits, check
-from autopoiesis.arms.slow_features import fleet_from_plain, window_from_plain
+from autopoiesis.arms.slow_features import (
+    fleet_from_plain,
+    fleet_to_plain,
+    window_from_plain,
+    window_to_plain,
+)
 
 LLAMA = ReplicaGroup("llama", "H100", 1, 2)
 
@@ -110,11 +115,11 @@ def test_any_json_is_a_plan_or_refused(value):
     assert plan_from_plain(plan_to_plain(plan)) == plan
 
 
-def test_features_survive_json():
+def test_features_survive_the_way_to_the_policy():
     now = window({"llama": 3.0, "qwen": 1.0})
     there = fleet([gpu(), gpu("A100")], nodes=[("a", "H100", 8)])
-    assert window_from_plain(json.loads(orjson.dumps(now, default=tuple))) == now
-    assert fleet_from_plain(json.loads(orjson.dumps(there, default=tuple))) == there
+    assert window_from_plain(marshal.loads(marshal.dumps(window_to_plain(now)))) == now
+    assert fleet_from_plain(marshal.loads(marshal.dumps(fleet_to_plain(there)))) == there
 
 
 def test_capacity_and_migration_time():
