@@ -242,24 +242,31 @@ class FleetFeatures(NamedTuple):
         return option.start_s if option else 0.0
 
 
-def window_to_plain(window: WindowFeatures) -> tuple[Any, ...]:
-    """Return the window's values in the order of its fields, as plain tuples."""
-    return (*window[:-1], tuple(tuple(demand) for demand in window.demand))
+_SCALARS = frozenset({int, float, bool, str})
+
+
+def to_plain(values: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Return a window's or a fleet's values as plain tuples, NumPy's numbers as Python's."""
+    if _SCALARS.issuperset(map(type, values)):
+        return (*values,)
+    return tuple(
+        value
+        if type(value) in _SCALARS
+        else to_plain(value)
+        if isinstance(value, tuple)
+        else value.item()
+        for value in values
+    )
 
 
 def window_from_plain(values: Sequence[Any]) -> WindowFeatures:
-    """Read what `window_to_plain` gave."""
+    """Read what `to_plain` made of a window."""
     *others, demand = values
-    return WindowFeatures(*others, demand=tuple(DemandFeatures(*x) for x in demand))
-
-
-def fleet_to_plain(fleet: FleetFeatures) -> tuple[Any, ...]:
-    """Return the fleet's values in the order of its fields, as plain tuples."""
-    return (*(tuple(tuple(x) for x in each) for each in fleet[:4]), *fleet[4:])
+    return WindowFeatures(*others, demand=tuple(DemandFeatures(*each) for each in demand))
 
 
 def fleet_from_plain(values: Sequence[Any]) -> FleetFeatures:
-    """Read what `fleet_to_plain` gave."""
+    """Read what `to_plain` made of a fleet."""
     gpus, nodes, models, options, *others = values
     return FleetFeatures(
         tuple(GpuFeatures(*x) for x in gpus),

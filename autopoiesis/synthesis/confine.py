@@ -2,15 +2,19 @@
 
 import ctypes
 import os
-import resource
 import signal
 import sys
 
-MEMORY_BYTES = 16 << 30
-"""Address space; numba's compiler maps much more than it uses."""
-CPU_S = 3600
-FILE_BYTES = 64 << 20
-"""Largest file it may write (compiled kernels are cached)."""
+from autopoiesis.arms.sandbox.lockdown import set_limits
+
+LIMITS = {
+    "RLIMIT_CORE": 0,
+    "RLIMIT_CPU": 3600,
+    "RLIMIT_FSIZE": 64 << 20,  # compiled kernels are cached
+    "RLIMIT_AS": 16 << 30,  # numba's compiler maps much more than it uses
+    "RLIMIT_NOFILE": 256,
+}
+"""What a worker may use; in seconds, bytes and files."""
 _PR_SET_PDEATHSIG = 1
 
 
@@ -27,13 +31,4 @@ def confine() -> None:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
         if os.getppid() != parent:  # it died before we could ask
             os.kill(os.getpid(), signal.SIGKILL)
-    for kind, limit in (
-        (resource.RLIMIT_CORE, 0),
-        (resource.RLIMIT_CPU, CPU_S),
-        (resource.RLIMIT_FSIZE, FILE_BYTES),
-        (resource.RLIMIT_AS, MEMORY_BYTES),
-        (resource.RLIMIT_NOFILE, 256),
-    ):
-        _, hard = resource.getrlimit(kind)
-        wanted = limit if hard == resource.RLIM_INFINITY else min(limit, hard)
-        resource.setrlimit(kind, (wanted, wanted))
+    set_limits(LIMITS)

@@ -207,6 +207,19 @@ def test_a_policy_that_attacks_while_it_is_loaded_is_refused_after_three_times(s
 
 
 @needs_isolation
+def test_endless_recursion_is_an_error_or_the_end(secret):
+    # Python 3.11 lets C code recurse until its stack is gone, later ones count.
+    body = (
+        "import sys\nsys.setrecursionlimit(10**9)\nclass A:\n    def __getattr__(self, name):\n"
+        "        return repr(getattr(self, name))\nA().x"
+    )
+    with SlowArm(unverified(source_of(Attack(body, "")))) as arm:
+        with pytest.raises(SlowFault, match=r"ended by signal SIGSEGV|RecursionError"):
+            arm.schedule(*arguments(secret))
+        assert arm.should_reschedule(*arguments(secret)).value
+
+
+@needs_isolation
 def test_a_process_that_does_not_read_is_ended(secret):
     source = source_of(Attack(FIND_PIPES + "os.close(requests)\nreturn plan", ""))
     with SlowArm(unverified(source)) as arm:
@@ -220,19 +233,21 @@ def test_a_dead_parent_leaves_nothing_behind(tmp_path):
     # The parent is killed while the policy loops; the kernel ends the policy some CPU time later.
     program = (
         "import sys; sys.path.insert(0, sys.argv[1])\n"
-        "from attacks import Attack, source_of\n"
-        "from test_attacks import arguments, unverified\n"
+        "from slow_scenes import fleet, window\n"
+        "from autopoiesis.arms.plan import Plan\n"
+        "from autopoiesis.arms.slow import SlowPolicy\n"
         "from autopoiesis.arms.sandbox.slow_arm import Bounds, SlowArm\n"
-        "arm = SlowArm(unverified(source_of(Attack('while True: pass', ''))), Bounds(planner_s=1.0))\n"
+        "arm = SlowArm(SlowPolicy(sys.argv[2], '0' * 12, ()), Bounds(planner_s=2.0))\n"
         "arm.start(); print(arm._process._process.pid, flush=True)\n"
-        "arm.schedule(*arguments('x'))\n"
+        "arm.schedule(window(), fleet(), Plan())\n"
     )
+    source = source_of(Attack("while True: pass", ""))
     parent = subprocess.Popen(
-        [sys.executable, "-c", program, str(Path(__file__).parent)], stdout=subprocess.PIPE
+        [sys.executable, "-c", program, str(Path(__file__).parent), source], stdout=subprocess.PIPE
     )
     policy = psutil.Process(int(parent.stdout.readline()))
-    while policy.cpu_times().user < 0.3:
-        time.sleep(0.02)
+    while policy.cpu_times().user < 0.1:
+        time.sleep(0.01)
     parent.send_signal(signal.SIGKILL)
     parent.wait()
     parent.stdout.close()

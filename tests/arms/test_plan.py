@@ -21,9 +21,8 @@ from autopoiesis.arms.plan import (
 from autopoiesis.arms.plan_check import PlanLimits, check
 from autopoiesis.arms.slow_features import (
     fleet_from_plain,
-    fleet_to_plain,
+    to_plain,
     window_from_plain,
-    window_to_plain,
 )
 
 LLAMA = ReplicaGroup("llama", "H100", 1, 2)
@@ -118,8 +117,8 @@ def test_any_json_is_a_plan_or_refused(value):
 def test_features_survive_the_way_to_the_policy():
     now = window({"llama": 3.0, "qwen": 1.0})
     there = fleet([gpu(), gpu("A100")], nodes=[("a", "H100", 8)])
-    assert window_from_plain(marshal.loads(marshal.dumps(window_to_plain(now)))) == now
-    assert fleet_from_plain(marshal.loads(marshal.dumps(fleet_to_plain(there)))) == there
+    assert window_from_plain(marshal.loads(marshal.dumps(to_plain(now)))) == now
+    assert fleet_from_plain(marshal.loads(marshal.dumps(to_plain(there)))) == there
 
 
 def test_capacity_and_migration_time():

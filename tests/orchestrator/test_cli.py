@@ -7,6 +7,7 @@ import pytest
 from gateway_process import run
 from typer.testing import CliRunner
 
+from autopoiesis.arms.sandbox.process import probe
 from autopoiesis.cli import app
 from autopoiesis.replicas.fleet import free_ports
 from autopoiesis.twin.trace import read_trace, write_trace
@@ -198,7 +199,10 @@ def test_doctor_finds_what_serving_needs(tmp_path):
     code, out, _ = run("doctor", "--json", "-", cwd=tmp_path)
 
     assert 0 == code
-    assert all(finding["there"] for finding in json.loads(out) if finding["needed"])
+    findings = json.loads(out)
+    assert all(finding["there"] for finding in findings if finding["needed"])
+    (isolation,) = [f for f in findings if f["what"] == "isolation for slow functions"]
+    assert isolation["detail"].startswith(f"{probe()[0]}, kernel ")
 
 
 def test_a_port_in_use_by_another_program_is_told(tmp_path):

@@ -23,7 +23,7 @@ if sys.platform == "linux":
 
 _CHILD = str(Path(__file__).with_name("child.py"))
 _LIBRARIES = ("numpy", "scipy")
-_SPARE_CPU_S = 2
+_SPARE_CPU_S = 1
 """CPU time beyond its deadline after which the kernel ends a process, should the parent be gone."""
 
 
@@ -75,7 +75,7 @@ class SandboxProcess:
         self._answers = self._process.stdout.fileno()
         os.set_blocking(self._requests, False)
         os.set_blocking(self._answers, False)
-        self._ended = False
+        self._ended, self._said = False, ""
         self._cpu_before_s = self._cpu_at_end_s = 0.0
         try:
             self.isolation, self.lacking = self._shut_off(modules, least)
@@ -122,6 +122,7 @@ class SandboxProcess:
                 self._process.pid, signal.SIGKILL
             )  # not waited for yet: the id is still its own
         self._process.wait()
+        self._said = self._last_words()
         for pipe in (self._process.stdin, self._process.stdout, self._process.stderr):
             if pipe is not None:
                 with suppress(OSError):
@@ -138,9 +139,7 @@ class SandboxProcess:
             self._send(start, end)
             told = self._receive(end)
         except SlowFault as error:
-            raise SandboxError(
-                f"The sandbox did not start: {error} {self._last_words()}".strip()
-            ) from None
+            raise SandboxError(f"The sandbox did not start: {error} {self._said}".strip()) from None
         if "fault" in told:
             raise SandboxError(f"The sandbox did not start: {told['fault']}")
         isolation = Isolation(told["isolation"])
@@ -153,14 +152,14 @@ class SandboxProcess:
         return isolation, str(told["lacking"])
 
     def _last_words(self) -> str:
+        """Return the last line on stderr, which leads nowhere once the process is shut off."""
         assert self._process.stderr
         os.set_blocking(self._process.stderr.fileno(), False)
-        with suppress(OSError):
-            words = (
-                os.read(self._process.stderr.fileno(), 4096).decode(errors="replace").split("\n")
-            )
-            return next((line for line in reversed(words) if line.strip()), "")
-        return ""
+        try:
+            words = os.read(self._process.stderr.fileno(), 4096).decode(errors="replace")
+        except OSError:
+            return ""
+        return next((line for line in reversed(words.split("\n")) if line.strip()), "")
 
     # --- one request there, one line back ---
 
@@ -179,10 +178,7 @@ class SandboxProcess:
         raise self._end("It answered without being asked." if told else "")
 
     def _send(self, request: Any, end: float) -> None:
-        try:
-            data = marshal.dumps(request)
-        except ValueError:
-            raise TypeError("features and plans must hold Python's own values, not NumPy's") from None
+        data = marshal.dumps(request)
         data = len(data).to_bytes(4, "little") + data
         while data:
             try:

@@ -10,12 +10,7 @@ from autopoiesis.arms.plan import Plan, PlanError, plan_from_plain, plan_to_plai
 from autopoiesis.arms.sandbox.isolation import Isolation
 from autopoiesis.arms.sandbox.process import Bounds, SandboxError, SandboxProcess, SlowFault
 from autopoiesis.arms.slow import SlowPolicy
-from autopoiesis.arms.slow_features import (
-    FleetFeatures,
-    WindowFeatures,
-    fleet_to_plain,
-    window_to_plain,
-)
+from autopoiesis.arms.slow_features import FleetFeatures, WindowFeatures, to_plain
 
 __all__ = ["Answer", "Bounds", "SandboxError", "SlowArm", "SlowFault", "SlowRefused"]
 
@@ -70,11 +65,7 @@ class SlowArm:
 
     def start(self) -> Isolation:
         """Start the process now rather than when it is asked. Raises SlowFault, SandboxError."""
-        try:
-            return self._running().isolation
-        except SlowFault:
-            self._fared.append(False)
-            raise
+        return self._running().isolation
 
     @property
     def isolation(self) -> Isolation | None:
@@ -111,9 +102,13 @@ class SlowArm:
             )
         if self._process is None or self._process.ended:
             self._sent = (None, None)
-            self._process = SandboxProcess(
-                self.policy.source, self.policy.modules, self._bounds, self._least
-            )
+            try:
+                self._process = SandboxProcess(
+                    self.policy.source, self.policy.modules, self._bounds, self._least
+                )
+            except SlowFault:
+                self._fared.append(False)
+                raise
         return self._process
 
     def _ask(
@@ -125,24 +120,22 @@ class SlowArm:
         deadline_s: float,
         read: Callable[[object], T],
     ) -> Answer[T]:
-        self.start()
         process = self._running()
         told_fleet, told_plan = self._sent
+        arguments = (
+            to_plain(window),
+            None if fleet == told_fleet else to_plain(fleet),
+            None if plan == told_plan else plan_to_plain(plan),
+        )
+        self._sent = (fleet, plan)
         process.cpu_s()
         started_s = time.monotonic()
         try:
-            arguments = (
-                window_to_plain(window),
-                None if fleet == told_fleet else fleet_to_plain(fleet),
-                None if plan == told_plan else plan_to_plain(plan),
-            )
             value = read(process.ask(function, arguments, deadline_s))
         except SlowFault as fault:
             fault.wall_s, fault.cpu_s = time.monotonic() - started_s, process.cpu_s()
             self._fared.append(False)
             raise
-        finally:
-            self._sent = (fleet, plan)
         self._fared.append(True)
         return Answer(value, time.monotonic() - started_s, process.cpu_s())
 
