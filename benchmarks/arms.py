@@ -1,4 +1,4 @@
-"""How long it takes to verify and compile a policy, and to order the replicas of a fleet.
+"""How long it takes to verify and compile a policy, to order replicas, and to ask a slow policy.
 
     python benchmarks/arms.py [--json FILE|-] [--seconds S]
 
@@ -6,6 +6,7 @@ Every figure is the best and the median of many rounds; other load on the machin
 """
 
 import argparse
+import itertools
 import json
 import statistics
 import sys
@@ -23,7 +24,19 @@ from autopoiesis.arms.compiler import compile_policy
 from autopoiesis.arms.language import verify
 from autopoiesis.arms.machine import Program
 from autopoiesis.arms.objective import Objective
+from autopoiesis.arms.plan import Plan, ReplicaGroup
+from autopoiesis.arms.sandbox.slow_arm import SlowArm
 from autopoiesis.arms.seeds import seed_arms
+from autopoiesis.arms.slow import verify_slow
+from autopoiesis.arms.slow_features import (
+    DemandFeatures,
+    FleetFeatures,
+    GpuFeatures,
+    ModelFeatures,
+    NodeFeatures,
+    OptionFeatures,
+    WindowFeatures,
+)
 
 SOURCES = {arm.name: arm.source for arm in seed_arms()}
 PLACEMENTS = 1000
@@ -86,6 +99,70 @@ def ordering(program: Program, replicas: int, seconds: float) -> dict[str, dict[
     }
 
 
+SLOW = (
+    "{imports}def should_reschedule(window, fleet, plan):\n    return False\n"
+    "def schedule(window, fleet, plan):\n    return plan\n"
+)
+
+
+def slow_scene(types: int, models: int, widths: tuple[int, ...], windows: int):
+    """Make a window with that much history, a fleet with that many options, and a plan."""
+    gpus = tuple(GpuFeatures(f"gpu-{g}", 64, 64, 64, 0, 0, 8, 4.0, 80.0, 1.0) for g in range(types))
+    names = [f"model-{m}" for m in range(models)]
+    fleet = FleetFeatures(
+        gpus=gpus,
+        nodes=tuple(NodeFeatures(f"node-{n}", gpus[n % types].name, 8) for n in range(8 * types)),
+        models=tuple(ModelFeatures(name, 16.0, 1) for name in names),
+        options=tuple(
+            OptionFeatures(name, gpu.name, width, 2.5, 3000.0, 20.0, 400_000, 20.0, 30.0, 10.0)
+            for name in names
+            for gpu in gpus
+            for width in widths
+        ),
+        drain_s=20.0,
+        stop_s=5.0,
+        stable_s=600.0,
+        starting=0,
+        lost=0,
+    )
+    values = dict.fromkeys(WindowFeatures._fields, 1.0 / 3.0)
+    values["arrival_rates_rps"] = tuple(float(i) / 7.0 for i in range(windows))
+    values["demand"] = tuple(DemandFeatures(name, 10.0 / 3.0, 1000.0, 200.0) for name in names)
+    plan = Plan([ReplicaGroup(name, gpus[0].name, 1, 2) for name in names])
+    return WindowFeatures(**values), fleet, plan
+
+
+def asking(seconds: float) -> dict[str, dict[str, float]]:
+    """Time a question that is answered at once, and starting a process in place of a killed one."""
+    figures: dict[str, dict[str, float]] = {}
+    scenes = {
+        "1 option, 1 window": slow_scene(1, 1, (1,), 1),
+        "48 options, 60 windows": slow_scene(4, 3, (1, 2, 4, 8), 60),
+    }
+    with SlowArm(verify_slow(SLOW.format(imports=""))) as arm:
+        for name, (window, fleet, plan) in scenes.items():
+            figures[f"ask a slow policy, {name}"] = timed(
+                lambda w=window, f=fleet, p=plan: arm.should_reschedule(w, f, p), seconds
+            )
+        window, fleet, plan = scenes["48 options, 60 windows"]
+        changing = itertools.cycle((fleet, fleet._replace(lost=1)))
+        figures["ask a slow policy, 48 options that changed"] = timed(
+            lambda: arm.should_reschedule(window, next(changing), plan), seconds
+        )
+    imports = ("", "import numpy\n", "import scipy.optimize\n")
+    for line in imports:
+        with SlowArm(verify_slow(SLOW.format(imports=line))) as arm:
+
+            def respawn(arm: SlowArm = arm) -> None:
+                arm.close()
+                arm.start()
+
+            figures[f"start a slow policy's process, {line.strip() or 'no imports'}"] = timed(
+                respawn, seconds
+            )
+    return figures
+
+
 def measure(seconds: float) -> dict[str, dict[str, float]]:
     """Return all figures, by name."""
     typical = SOURCES["weighted-scorer"]
@@ -100,7 +177,7 @@ def measure(seconds: float) -> dict[str, dict[str, float]]:
         for replicas in (8, 64):
             for caller, figure in ordering(program, replicas, seconds).items():
                 figures[f"order {replicas} replicas, {name}, {caller}"] = figure
-    return figures
+    return figures | asking(seconds)
 
 
 def main() -> None:

@@ -3,14 +3,18 @@
 import json
 import math
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from autopoiesis.arms.arm import Arm, Origin, State
+from autopoiesis.arms.arm import Arm, Origin, State, arm_id
 from autopoiesis.arms.language import PolicyError, thought_of, verify
+from autopoiesis.arms.slow import SlowPolicy, verify_slow
 
 SUFFIXES = frozenset({".py", ".policy"})
 """Of files that hold policies."""
+SLOW_SUFFIX = ".plan.py"
+"""Of files that hold slow policies, each beside the file of its arm."""
 _HEADER = "# arm: "
 _LARGEST_FILE = 1 << 20
 """Bytes read of a file; header, thought and policy are far smaller."""
@@ -27,16 +31,19 @@ def arm_from_source(
     parents: tuple[str, ...] = (),
     reason: str = "",
     thought: str = "",
+    slow: str = "",
 ) -> Arm:
-    """Make an arm of a policy's source; raises PolicyError.
+    """Make an arm of a policy's source, and of a slow policy's if there is one; raises PolicyError.
 
     Without a `thought`, what the source says at its head is taken.
     """
     policy = verify(source)
     text = source if isinstance(source, str) else source.decode("ascii")  # verified: is ASCII
+    slow_policy = _slow(slow)
+    id_ = arm_id(policy.id, slow_policy.id if slow_policy else "")
     return Arm(
-        id=policy.id,
-        name=name or policy.id,
+        id=id_,
+        name=name or id_,
         origin=origin,
         state=state,
         source=policy.source,
@@ -44,7 +51,31 @@ def arm_from_source(
         parents=parents,
         reason=reason,
         thought=thought or thought_of(text),
+        slow=slow_policy.source if slow_policy else "",
     )
+
+
+def verified(arm: Arm) -> Arm:
+    """Verify the arm's sources; return it with both in their normal form and the id that they have.
+
+    Raises PolicyError.
+    """
+    policy, slow = verify(arm.source), _slow(arm.slow)
+    return replace(
+        arm,
+        id=arm_id(policy.id, slow.id if slow else ""),
+        source=policy.source,
+        slow=slow.source if slow else "",
+    )
+
+
+def _slow(source: str | bytes) -> SlowPolicy | None:
+    if not source:
+        return None
+    try:
+        return verify_slow(source)
+    except PolicyError as error:
+        raise PolicyError(f"slow functions: {error}") from None
 
 
 def read_arm(path: Path, now_s: float) -> Arm:
@@ -52,10 +83,15 @@ def read_arm(path: Path, now_s: float) -> Arm:
 
     A file that `write_arm` wrote brings its name, origin, parents and age, and its reason tells how
     far it had come there; any other is named after the file. Raises PolicyError (also for a header
-    that does not fit) and OSError.
+    that does not fit) and OSError. A slow policy is read from the file beside it that ends in `.plan.py`.
     """
     with path.open("rb") as file:
         source = file.read(_LARGEST_FILE)
+    beside = path.with_suffix(SLOW_SUFFIX)
+    slow = ""
+    if beside.is_file():
+        with beside.open("rb") as file:
+            slow = file.read(_LARGEST_FILE).decode("latin-1")
     first, _, rest = source.partition(b"\n")
     header: dict[str, Any] = {}
     reason = f"read from {path.name}"
@@ -81,6 +117,7 @@ def read_arm(path: Path, now_s: float) -> Arm:
         created_at=created_at,
         parents=parents,
         reason=reason,
+        slow=slow,
     )
     if header and header.get("id") != arm.id:
         raise PolicyError(f"line 1: {path.name} was changed after export; remove its first line")
@@ -94,13 +131,18 @@ def file_name(arm: Arm) -> str:
 
 
 def write_arm(arm: Arm, folder: Path) -> Path:
-    """Write an arm to `<name>-<id>.py` in the folder, whole or not at all, and return the path."""
+    """Write an arm to `<name>-<id>.py` in the folder, whole or not at all, and return the path.
+
+    Its slow policy, if it has one, comes to stand beside it in `<name>-<id>.plan.py`, first.
+    """
     facts = {"id": arm.id, "name": arm.name, "origin": arm.origin, "state": arm.state}
     facts |= {"created_at": arm.created_at, "parents": arm.parents, "reason": arm.reason}
     lines = [_HEADER + json.dumps(facts)]
     thought = arm.thought.encode("ascii", "backslashreplace").decode("ascii")
     lines += [f"# {line}" for line in thought.splitlines()]
     path = folder / file_name(arm)
+    if arm.slow:
+        write_whole(path.with_suffix(SLOW_SUFFIX), arm.slow.encode("ascii"))
     write_whole(path, ("\n".join(lines) + "\n" + arm.source).encode("ascii"))
     return path
 
@@ -117,7 +159,8 @@ def write_whole(path: Path, data: bytes) -> None:
 
 def policy_files(folder: Path) -> list[Path]:
     """Return the policy files of a folder, in the order of their names. Raises OSError."""
-    return sorted(p for p in folder.iterdir() if p.suffix in SUFFIXES and p.is_file())
+    files = (p for p in folder.iterdir() if p.suffix in SUFFIXES and p.is_file())
+    return sorted(p for p in files if not p.name.endswith(SLOW_SUFFIX))
 
 
 def _line(text: object) -> str:

@@ -5,6 +5,7 @@ from typing import Protocol
 
 from autopoiesis.arms.arm import SERVING, Arm, State
 from autopoiesis.arms.compiler import compile_policy
+from autopoiesis.arms.files import verified
 from autopoiesis.arms.language import PolicyError, verify
 from autopoiesis.arms.machine import Program
 
@@ -89,14 +90,14 @@ class Registry:
         """Take an arm in and return it as kept: its name made unique, its source canonical.
 
         An arm whose policy is already here is not added again: the one here is returned. Raises
-        PolicyError if the source does not verify, RegistryError if its id is not its source's.
+        PolicyError if a source does not verify, RegistryError if its id is not its sources'.
         """
-        policy = verify(arm.source)
-        if policy.id != arm.id:
-            raise RegistryError(f"the source of arm {arm.id} has id {policy.id}; correct the id")
+        canonical = verified(arm)
+        if canonical.id != arm.id:
+            raise RegistryError(f"the source of arm {arm.id} has id {canonical.id}; correct the id")
         if arm.id in self._arms:
             return self._arms[arm.id]
-        return self._save(replace(arm, source=policy.source, name=self._unique(arm.name)))
+        return self._save(replace(canonical, name=self._unique(arm.name)))
 
     def move(self, key: str, state: State, reason: str) -> Arm:
         """Move an arm to another state and return it. Raises RegistryError.
@@ -144,7 +145,7 @@ class Registry:
 def _fault(arm: Arm) -> str:
     """Say why the arm's source cannot run, empty if it can."""
     try:
-        policy = verify(arm.source)
+        now = verified(arm).id
     except PolicyError as error:
         return f"no longer verifies: {error}"
-    return "" if policy.id == arm.id else f"its source has another id now: {policy.id}"
+    return "" if now == arm.id else f"its source has another id now: {now}"

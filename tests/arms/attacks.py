@@ -334,3 +334,14 @@ ENDED: dict[str, Attack] = {
         "lacks what was asked for",
     ),
 }  # fmt: skip
+
+
+def table():
+    """The attacks as docs/sandbox.md shows them."""
+    rows = ["| attack | as text | for real |", "| --- | --- | --- |"]
+    for attacks, outcome in ((DENIED, "denied"), (ENDED, "process ended")):
+        rows += [
+            f"| {name} | {'passes' if attack.fence else 'refused'} | {outcome} |"
+            for name, attack in attacks.items()
+        ]
+    return "\n".join(rows)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from attacks import DENIED, ENDED, FIND_PIPES, Attack, body_of, source_of, source_of_all
+from attacks import DENIED, ENDED, FIND_PIPES, Attack, body_of, source_of, source_of_all, table
 from slow_scenes import fleet, window
 
 from autopoiesis.arms.language import PolicyError, verify
@@ -252,3 +252,9 @@ def test_a_dead_parent_leaves_nothing_behind(tmp_path):
     parent.wait()
     parent.stdout.close()
     policy.wait(timeout=60)
+
+
+def test_the_page_on_the_sandbox_shows_every_attack():
+    page = (Path(__file__).parents[2] / "docs" / "sandbox.md").read_text()
+    assert table() in page
+    assert f"All {len(ATTACKS)} attacks" in page

@@ -206,3 +206,47 @@ def test_an_exported_file_that_was_changed_says_so(tmp_path):
     path.write_bytes(b"\xff" * 20000)
     with pytest.raises(PolicyError, match="over 8192 bytes"):
         read_arm(path, 9.0)
+
+
+SLOW = (
+    "def should_reschedule(window, fleet, plan):\n    return False\n"
+    "def schedule(window, fleet, plan):\n    return plan\n"
+)
+
+
+def test_an_arm_with_a_slow_policy_has_an_id_of_its_own():
+    plain, both = arm(1), arm(1, slow=SLOW)
+    kept = registry(plain, both)
+    assert plain.id != both.id
+    assert kept.get(both.id).slow == SLOW
+    assert kept.program(both.id).code.tolist() == kept.program(plain.id).code.tolist()
+    with pytest.raises(RegistryError, match="correct the id"):
+        kept.add(replace(both, slow=SLOW.replace("False", "True")))
+    with pytest.raises(PolicyError, match="slow functions: line 1: `os` cannot be imported"):
+        kept.add(replace(both, slow="import os\n" + SLOW))
+
+
+def test_a_slow_policy_that_no_longer_verifies_retires_its_arm():
+    both = replace(arm(1, slow=SLOW), slow="import os\n" + SLOW)
+    loaded = Registry(DictStore([both, arm(2)]))
+    assert loaded.get(both.id).state == State.RETIRED
+    assert "no longer verifies: slow functions: line 1" in loaded.get(both.id).reason
+
+
+def test_a_slow_policy_stands_in_a_file_beside_its_arm(tmp_path):
+    both = arm(1, slow="# why\n" + SLOW)
+    path = write_arm(both, tmp_path)
+    write_arm(arm(2), tmp_path)
+    beside = path.with_suffix(".plan.py")
+    assert beside.read_text() == SLOW
+    assert len(policy_files(tmp_path)) == 2
+    found = read_arm(path, 9.0)
+    assert (found.id, found.slow) == (both.id, SLOW)
+    beside.write_text(SLOW.replace("False", "True"))
+    with pytest.raises(PolicyError, match="was changed after export"):
+        read_arm(path, 9.0)
+    beside.write_bytes(b"\xff" * 100)
+    with pytest.raises(
+        PolicyError, match=r"slow functions: line 1: character .* is not plain ASCII"
+    ):
+        read_arm(path, 9.0)
