@@ -15,7 +15,6 @@ from autopoiesis.arms.seeds import seed_arms
 from autopoiesis.gateway.settings import RunDir
 from autopoiesis.orchestrator.catalogue import ask_telemetry
 from autopoiesis.orchestrator.growth import LESSONS, brief_of, errand_of, lessons_of
-from autopoiesis.orchestrator.observation import observed
 from autopoiesis.orchestrator.orders import NoTokenError, ordering
 from autopoiesis.orchestrator.registrar import NewArm, Said
 from autopoiesis.orchestrator.settings import Settings, SettingsError
@@ -37,6 +36,7 @@ from autopoiesis.telemetry.records import CandidateRow, SynthesisRow
 from autopoiesis.telemetry.requests import COLUMNS, requests_of
 from autopoiesis.telemetry.store import Store, TelemetryError
 from autopoiesis.twin.latency import profile
+from autopoiesis.twin.recorded import observed
 from autopoiesis.twin.simulation import ReplicaSpec
 from autopoiesis.twin.trace import TraceError, read_trace
 
