@@ -9,6 +9,7 @@ import typer
 
 from autopoiesis import __version__
 from autopoiesis.cli_arms import arms_app
+from autopoiesis.cli_control import control_app
 from autopoiesis.cli_options import (
     FAILED,
     WRONG_USAGE,
@@ -42,6 +43,7 @@ app = typer.Typer(
 )
 traces_app = typer.Typer(help="Traces of requests.", no_args_is_help=True)
 app.add_typer(arms_app, name="arms")
+app.add_typer(control_app, name="control")
 app.add_typer(traces_app, name="traces")
 app.add_typer(twin_app, name="twin")
 app.command()(synthesize)

@@ -72,6 +72,7 @@ def refusals() -> Generator[None]:
     from autopoiesis.orchestrator.control_access import NoTokenError
     from autopoiesis.orchestrator.control_client import RefusedError
     from autopoiesis.orchestrator.exchange import FolderError
+    from autopoiesis.orchestrator.rails import OrderError
     from autopoiesis.orchestrator.settings import SettingsError
     from autopoiesis.orchestrator.supervisor import CannotStartError
     from autopoiesis.replicas.probe import ProbeError
@@ -90,7 +91,7 @@ def refusals() -> Generator[None]:
         stop_with(CANNOT_START, str(error))
     except (SettingsError, TraceError, PolicyError, RegistryError, QueryError) as error:
         stop_with(WRONG_USAGE, str(error))
-    except (RefusedError, FolderError, CalibrationError, ProfileError) as error:
+    except (RefusedError, FolderError, OrderError, CalibrationError, ProfileError) as error:
         stop_with(WRONG_USAGE, str(error))
     except (HardwareError, SpeedError, BriefError) as error:
         stop_with(WRONG_USAGE, str(error))

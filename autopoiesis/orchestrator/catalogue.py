@@ -10,13 +10,17 @@ from difflib import unified_diff
 from pathlib import Path
 from typing import Any
 
+import orjson
+
 from autopoiesis.arms.registry import Registry, UnknownArmError
 from autopoiesis.arms.seeds import seed_arms
 from autopoiesis.orchestrator.control_access import NoTokenError, read_token
+from autopoiesis.orchestrator.rails import in_force
 from autopoiesis.orchestrator.settings import Settings
 from autopoiesis.orchestrator.supervisor import running_control_url
 from autopoiesis.telemetry.endpoint import ask as ask_instance
 from autopoiesis.telemetry.query import QueryResult, query_file
+from autopoiesis.telemetry.records import GuardRails
 from autopoiesis.telemetry.store import Store
 
 Ask = Callable[[str, int], QueryResult]
@@ -92,6 +96,34 @@ def diff_arms(ask: Ask, one: str, other: str) -> dict[str, Any]:
     return {"a": sides[0], "b": sides[1], "diff": "".join(lines)}
 
 
+def show_guard_rails(ask: Ask) -> dict[str, Any]:
+    """Return what an operator has ordered and is in force, since when, by whom and why."""
+    query = (
+        "select frozen, dry_run, human_only, only_arm, held, guard_rails.reason, changed_at as since, name "
+        "from guard_rails left join arms on arms.id = only_arm order by guard_rails.rowid desc limit 1"
+    )
+    rows = rows_of(ask(query, 1)) if _schema_version(ask) >= 2 else []
+    row: dict[str, Any] = dict.fromkeys(("frozen", "dry_run", "human_only"), False)
+    row |= {"only_arm": "", "held": "", "reason": "", "since": None, "name": ""}
+    row |= rows[0] if rows else {}
+    rails = GuardRails(row["frozen"], row["dry_run"], row["human_only"], row["only_arm"])
+    return {
+        "frozen": rails.frozen,
+        "dry_run": rails.dry_run,
+        "human_only": rails.human_only,
+        "only": rails.only or None,
+        "held_window": orjson.loads(row["held"])[0] if row["held"] else None,
+        "in_force": in_force(rails, lambda _: row["name"]) or "nothing: the loop decides",
+        "reason": row["reason"],
+        "since": row["since"],
+    }
+
+
+def _schema_version(ask: Ask) -> int:
+    """Return the version of a file; a stopped instance's may be older than this autopoiesis."""
+    return int(ask("select schema_version from meta", 1).rows[0][0])
+
+
 def find_arm(ask: Ask, which: str) -> str:
     """Return an arm's id; raise `UnknownArmError` unless there is exactly one."""
     name = quoted(which)
@@ -131,7 +163,7 @@ def _told(ask: Ask, which: str) -> list[dict[str, Any]]:
         f"from candidates left join syntheses using (synthesis) where arm_id {which} "
         "order by synthesis, position"
     )
-    if ask("select schema_version from meta", 1).rows[0][0] >= 2:
+    if _schema_version(ask) >= 2:
         history = (
             "select arm_id, happened_at as at, state, pinned, reason from arm_history "  # noqa: S608
             f"where arm_id {which} order by at_s, rowid"

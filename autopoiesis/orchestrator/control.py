@@ -17,12 +17,14 @@ from pydantic import BaseModel, ValidationError
 from autopoiesis.arms.arm import Arm
 from autopoiesis.arms.language import PolicyError
 from autopoiesis.arms.registry import RegistryError, UnknownArmError
-from autopoiesis.orchestrator.catalogue import list_arms, show_arm
+from autopoiesis.orchestrator.catalogue import list_arms, show_arm, show_guard_rails
 from autopoiesis.orchestrator.control_access import Access
-from autopoiesis.orchestrator.control_contract import ROUTES, NewArmBody, Route, SaidBody
+from autopoiesis.orchestrator.control_contract import ROUTES, NewArmBody, OrderBody, Route, SaidBody
 from autopoiesis.orchestrator.control_openapi import openapi
+from autopoiesis.orchestrator.governor import Command
 from autopoiesis.orchestrator.metrics import Metrics
 from autopoiesis.orchestrator.page_routes import PAGE_PATHS, add_page
+from autopoiesis.orchestrator.rails import Order, OrderError
 from autopoiesis.orchestrator.registrar import NewArm, Said, Step
 from autopoiesis.synthesis.llm.fleet import Spare
 from autopoiesis.telemetry.endpoint import sql_routes
@@ -35,6 +37,7 @@ LARGEST_BODY = 512 * 1024
 REFUSED: tuple[tuple[type[Exception], int, str], ...] = (
     (UnknownArmError, 404, "not_found"),
     (RegistryError, 409, "registry_error"),
+    (OrderError, 409, "order_error"),
     (PolicyError, 422, "policy_error"),
     (QueryError, 400, "query_error"),
     (TelemetryError, 503, "telemetry_error"),
@@ -70,6 +73,10 @@ class Desk(Protocol):
 
     async def change_arm(self, which: str, step: Step, said: Said) -> Arm:
         """Do one step to an arm."""
+        ...
+
+    async def obey(self, command: Command, said: Said) -> None:
+        """Carry out an order."""
         ...
 
 
@@ -121,6 +128,15 @@ class _Handlers:
         which, step = request.match_info["arm"], Step(request.match_info["step"])
         arm = await self._desk.change_arm(which, step, Said(body.by, body.why))
         return _json(told(arm, new=False))
+
+    async def guard_rails(self, _: web.Request) -> web.Response:
+        return _json(await asyncio.to_thread(show_guard_rails, self._store.query))
+
+    async def obey(self, request: web.Request) -> web.Response:
+        body = await _body(request, OrderBody)
+        command = Command(Order(request.match_info["order"]), body.arm, body.on)
+        await self._desk.obey(command, Said(body.by, body.why))
+        return await self.guard_rails(request)
 
 
 def told(arm: Arm, *, new: bool) -> dict[str, Any]:

@@ -6,6 +6,8 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from autopoiesis.arms.arm import Origin, State
+from autopoiesis.orchestrator.rails import Order
+from autopoiesis.orchestrator.registrar import Step
 from autopoiesis.telemetry.endpoint import MOST_ROWS
 from autopoiesis.telemetry.query import MAX_CHARACTERS, MAX_ROWS
 
@@ -45,6 +47,15 @@ class NewArmBody(SaidBody):
     thought: str = Field("", max_length=LONGEST_SOURCE, description="What its author said of it.")
     reason: str = Field("", max_length=1000, pattern=ONE_LINE, examples=["read from mine.py"])
     canary: bool = Field(False, description="Give it traffic at once.")
+
+
+class OrderBody(SaidBody):
+    """An order, by whom and why."""
+
+    arm: str = Field(
+        "", max_length=200, pattern=ONE_LINE, description="Whom to allocate everything to."
+    )
+    on: bool = Field(True, description="Whether a dry run or human-only begins (true) or ends.")
 
 
 class QueryBody(BaseModel):
@@ -169,6 +180,19 @@ class ChangedArmAnswer(Answer):
     new: bool = Field(description="Whether it was not in the registry before.")
 
 
+class GuardRailsAnswer(Answer):
+    """What an operator has ordered and is in force."""
+
+    frozen: bool
+    dry_run: bool
+    human_only: bool
+    only: str | None = Field(description="Id of the arm that has everything.")
+    held_window: int | None = Field(description="Window of the allocation that stays.")
+    in_force: str = Field(description="All that in words.")
+    reason: str = Field(description="Who ordered it, and why.")
+    since: str | None
+
+
 class CellAnswer(Answer):
     """A group of replicas with its arm."""
 
@@ -226,7 +250,8 @@ class Route:
 
 
 _ARM = ("arm", r"^[^/]+$")
-STEPS = "pin|unpin|promote|retire|quarantine"
+STEPS = "|".join(Step)
+ORDERS = "|".join(Order)
 
 ROUTES = (
     Route("get", "/health", "health", "Does the process answer?", HealthAnswer, probe=True),
@@ -241,5 +266,8 @@ ROUTES = (
           parameters=(_ARM,)),
     Route("post", "/arms/{arm}/{step}", "change_arm", "Do one step to an arm.", ChangedArmAnswer, SaidBody,
           changes=True, parameters=(_ARM, ("step", f"^({STEPS})$"))),
+    Route("get", "/control", "guard_rails", "What an operator has ordered and is in force.", GuardRailsAnswer),
+    Route("post", "/control/{order}", "obey", "Give an order.", GuardRailsAnswer, OrderBody, changes=True,
+          parameters=(("order", f"^({ORDERS})$"),)),
     Route("post", "/sql", "sql", "Ask the telemetry with one SELECT.", RowsAnswer, QueryBody),
 )  # fmt: skip

@@ -11,6 +11,7 @@ import logging
 import signal
 import time
 from collections import deque
+from collections.abc import Callable
 from pathlib import Path
 
 from aiohttp import web
@@ -22,6 +23,7 @@ from autopoiesis.orchestrator.catalogue import add_seeds
 from autopoiesis.orchestrator.control import control_app
 from autopoiesis.orchestrator.control_access import Access, read_token
 from autopoiesis.orchestrator.desk import Desk
+from autopoiesis.orchestrator.governor import Governor
 from autopoiesis.orchestrator.growth import (
     LESSONS,
     RACE_WORTH,
@@ -30,9 +32,11 @@ from autopoiesis.orchestrator.growth import (
     lessons_of,
     take_in,
 )
+from autopoiesis.orchestrator.holding import same_cells
 from autopoiesis.orchestrator.loop import KEEP_WINDOWS, Settled, WindowLoop
 from autopoiesis.orchestrator.metrics import Metrics
 from autopoiesis.orchestrator.observation import Observation
+from autopoiesis.orchestrator.registrar import Registrar
 from autopoiesis.orchestrator.settings import Settings
 from autopoiesis.orchestrator.spans import Spans
 from autopoiesis.orchestrator.spare import spare
@@ -44,7 +48,13 @@ from autopoiesis.synthesis.brief import Brief, BriefError, Lesson
 from autopoiesis.synthesis.launch import run_worker
 from autopoiesis.synthesis.llm.fleet import Spare
 from autopoiesis.telemetry.query import QueryError
-from autopoiesis.telemetry.records import EventRow, OpenRequest, ReplicaSample, RequestRecord
+from autopoiesis.telemetry.records import (
+    EventRow,
+    GuardRails,
+    OpenRequest,
+    ReplicaSample,
+    RequestRecord,
+)
 from autopoiesis.telemetry.store import Store, TelemetryError
 from autopoiesis.twin.latency import profile
 from autopoiesis.twin.recorded import observed
@@ -82,6 +92,7 @@ class Controller:
             if settings.otlp_traces
             else None
         )
+        self._governor = Governor(self.registry, store, self.status.say, self._constrain)
         self._window = max(store.last_window(), self._last_allocated()) + 1
         self._records: deque[RequestRecord] = deque()
         self._open: tuple[OpenRequest, ...] = ()
@@ -93,13 +104,14 @@ class Controller:
         self._deciding = asyncio.Lock()
         """Held while the loop decides in its thread: arms do not change under it."""
         self._reconsider = asyncio.Event()
+        self._proposal = ""
         self.desk = Desk(
             self.registry,
+            Registrar(self.registry, self._tell, store.clock),
+            self._governor,
             self.status,
             self._deciding,
-            self._obey,
-            store.clock,
-            lambda: link.is_connected,
+            link,
             self._reconsider.set,
             self.spare,
         )
@@ -187,10 +199,13 @@ class Controller:
         """Draw the window's allocation, store it with what was settled, and send it to the picker."""
         healthy = [spec for spec in self._specs() if self._health.get(spec.name, True)]
         before = self.status.allocation
+        self._govern(lambda: self._governor.follow(self._window))
         allocation = self._loop.next_allocation(self._window, healthy or self._specs())
+        self._govern(lambda: self._governor.hold(allocation))
         why = self._loop.why(allocation, before)
-        if before is None or why != self.status.why:
+        if before is None or not same_cells(before, allocation):
             self._say(now_s, "allocation", "", why)
+        self._tell_proposal(now_s)
         arms = {arm_id: self.registry.get(arm_id).source for arm_id in allocation.arms()}
         self._link.allocate(allocation, arms, self._settings.objective)
         self.status.allocated(allocation, why)
@@ -227,6 +242,25 @@ class Controller:
             return
         self._link.acknowledge(batches)
         self.status.scores(self._store)
+
+    def _govern(self, change: Callable[[], None]) -> None:
+        """Change what is in force; where that cannot be stored, it is tried again in the next window."""
+        try:
+            change()
+        except TelemetryError as error:
+            log.error("%s", error)
+
+    def _constrain(self, rails: GuardRails) -> None:
+        self._loop.constrain(rails)
+        self.status.guard_rails = rails
+
+    def _tell_proposal(self, now_s: float) -> None:
+        """In a dry run, say what would serve, whenever that changes."""
+        proposed = self._loop.proposed
+        told = proposed[1] if proposed else ""
+        if told and told != self._proposal:
+            self._say(now_s, "dry-run", "", told)
+        self._proposal = told
 
     def _recall(self, now_s: float) -> None:
         self._records.extend(self._store.requests_between(now_s - self._kept_s(), now_s))
@@ -291,8 +325,10 @@ class Controller:
             self._store.write_synthesis(row)
             self._say(time.time(), "synthesis", row.synthesizer, row.error or row.conclusion)
             async with self._deciding:
-                for arm, gain in take_in(row, self.registry, time.time()):
-                    self._loop.welcome(arm.id, row.beaten or None, gain, RACE_WORTH)
+                held = self._governor.rails.hold
+                for arm, gain in take_in(row, self.registry, time.time(), into_shadow=not held):
+                    if not held:
+                        self._loop.welcome(arm.id, row.beaten or None, gain, RACE_WORTH)
                     self._say(time.time(), "arm", arm.name, f"{arm.state}: {arm.reason}")
         except TelemetryError as error:
             log.error("%s", error)
@@ -301,7 +337,7 @@ class Controller:
             self._loop.triggers.ended(time.time())
             self.status.synthesis_ended()
 
-    def _obey(self, subject: str, message: str) -> None:
+    def _tell(self, subject: str, message: str) -> None:
         """Tell of an order at once, not only when the window ends."""
         event = EventRow(time.time(), "operator", self._window, subject, message)
         self._store.write_events([event])

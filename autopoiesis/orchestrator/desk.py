@@ -7,7 +7,10 @@ from typing import Any
 from autopoiesis.arms.allocation import SHARDS
 from autopoiesis.arms.arm import SERVING, Arm
 from autopoiesis.arms.registry import Registry
-from autopoiesis.orchestrator.registrar import NewArm, Registrar, Said, Say, Step
+from autopoiesis.gateway.link import PickerLink
+from autopoiesis.orchestrator.governor import Command, Governor
+from autopoiesis.orchestrator.rails import AT_ONCE
+from autopoiesis.orchestrator.registrar import NewArm, Registrar, Said, Step
 from autopoiesis.orchestrator.status import Status
 from autopoiesis.synthesis.llm.fleet import Spare
 
@@ -18,20 +21,21 @@ class Desk:
     def __init__(
         self,
         registry: Registry,
+        registrar: Registrar,
+        governor: Governor,
         status: Status,
         deciding: asyncio.Lock,
-        say: Say,
-        clock: Callable[[], float],
-        is_connected: Callable[[], bool],
+        link: PickerLink,
         reconsider: Callable[[], None],
         spare: Callable[[], Spare],
     ) -> None:
         """`reconsider` ends the running window: who serves must be decided anew."""
         self._registry = registry
-        self._registrar = Registrar(registry, say, clock)
+        self._registrar = registrar
+        self._governor = governor
         self._status = status
         self._deciding = deciding
-        self._is_connected = is_connected
+        self._link = link
         self._reconsider = reconsider
         self._spare = spare
 
@@ -42,7 +46,7 @@ class Desk:
     def waiting_for(self) -> list[str]:
         """Return what is missing before requests are decided as they should be."""
         missing = [] if self._status.allocation else ["the first allocation"]
-        return missing if self._is_connected() else [*missing, "the picker"]
+        return missing if self._link.is_connected else [*missing, "the picker"]
 
     def allocation(self) -> dict[str, Any] | None:
         """Return who serves what now, None before the first allocation."""
@@ -79,3 +83,12 @@ class Desk:
         if arm.state not in SERVING and allocation and arm.id in allocation.arms():
             self._reconsider()
         return arm
+
+    async def obey(self, command: Command, said: Said) -> None:
+        """Carry out an order."""
+        async with self._deciding:
+            allocation = self._status.allocation
+            window = allocation.window if allocation else -1
+            self._governor.obey(command, said, window, allocation)
+        if command.order in AT_ONCE:
+            self._reconsider()

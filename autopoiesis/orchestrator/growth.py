@@ -116,12 +116,17 @@ def promoted_with_gain(row: SynthesisRow, now_s: float) -> list[tuple[Arm, float
     return [(arm, gains[arm.id]) for arm in promoted_arms(row, now_s)]
 
 
-def take_in(row: SynthesisRow, registry: Registry, now_s: float) -> list[tuple[Arm, float]]:
+def take_in(
+    row: SynthesisRow, registry: Registry, now_s: float, *, into_shadow: bool = True
+) -> list[tuple[Arm, float]]:
     """Enter the promoted policies into shadow; return each with its gain over the arm `row.beaten`.
 
-    One that the registry has in another state already is left as it is.
+    One that the registry has in another state already is left as it is. Without `into_shadow` they
+    stay candidates, which get no traffic until somebody promotes them.
     """
     promoted = [(registry.add(arm), gain) for arm, gain in promoted_with_gain(row, now_s)]
+    if not into_shadow:
+        return promoted
     return [
         (registry.move(arm.id, State.SHADOW, arm.reason), gain)
         for arm, gain in promoted

@@ -121,7 +121,6 @@ class Lifecycle:
             if lost - control > self.settings.guard_share:
                 why = f"{lost:.0%} of its requests failed or were shed, {control:.0%} of the control's"
                 moves.append(Move(arm.id, State.QUARANTINED, why))
-                self._forget(arm.id)
         return moves
 
     def review(
@@ -150,7 +149,6 @@ class Lifecycle:
             if test.interval[1] < -margin:
                 why = f"loses at least {-test.interval[1]:.2f} of utility against the control"
                 moves.append(Move(arm.id, State.QUARANTINED, why))
-                self._forget(arm.id)
             elif test.windows >= self.settings.canary_windows and test.mean > -margin:
                 why = f"no harm in {test.windows} windows (mean difference {test.mean:+.3f})"
                 moves.append(Move(arm.id, State.LIVE, why))
@@ -253,7 +251,8 @@ class Lifecycle:
         if s is not None and not {s.arm_id, s.control_id} <= serving:
             self.switchback = None
 
-    def _forget(self, arm_id: str) -> None:
+    def forget(self, arm_id: str) -> None:
+        """Forget how an arm has done: it is out, and begins anew if it comes back."""
         self._tests.pop(arm_id, None)
         self._confirmed.discard(arm_id)
         self._wanted.pop(arm_id, None)

@@ -25,15 +25,17 @@ from autopoiesis.orchestrator.allocator import (
     concentrated,
     lay_out,
     members_of,
-    moved_shards,
     with_trial,
 )
 from autopoiesis.orchestrator.bandit import BanditSettings
 from autopoiesis.orchestrator.beliefs import Beliefs
 from autopoiesis.orchestrator.context import describe
 from autopoiesis.orchestrator.feedback import Played, TwinCorrection, regret_of, twin_errors
+from autopoiesis.orchestrator.grounds import Grounds, explain
+from autopoiesis.orchestrator.holding import keep
 from autopoiesis.orchestrator.lifecycle import Lifecycle, LifecycleSettings, Move
 from autopoiesis.orchestrator.observation import Observation
+from autopoiesis.orchestrator.rails import eligible, in_force
 from autopoiesis.orchestrator.rehearsal import WARMUP_WINDOWS, Rehearsal, affordable
 from autopoiesis.orchestrator.reputation import reputation
 from autopoiesis.orchestrator.reward import (
@@ -48,7 +50,14 @@ from autopoiesis.orchestrator.reward import (
 from autopoiesis.orchestrator.shadow import Shadow, ShadowSettings
 from autopoiesis.orchestrator.triggers import Trigger, Triggers, TriggerSettings
 from autopoiesis.telemetry.drift import DriftMonitor
-from autopoiesis.telemetry.records import ArmEstimate, CellRow, EventRow, TwinErrorRow, WindowRow
+from autopoiesis.telemetry.records import (
+    ArmEstimate,
+    CellRow,
+    EventRow,
+    GuardRails,
+    TwinErrorRow,
+    WindowRow,
+)
 from autopoiesis.twin.simulation import ReplicaSpec
 
 VERSION = 1
@@ -132,6 +141,11 @@ class WindowLoop:
         self._load = np.zeros(SHARDS)
         self._windows: dict[int, _Window] = {}
         self._events: list[EventRow] = []
+        self.rails = GuardRails()
+        self.proposed: tuple[Allocation, str] | None = None
+        """What would serve the next window, were it not a dry run, and why."""
+        self._grounds = Grounds("", None, None, {}, {})
+        self._withheld: set[tuple[str, State]] = set()
         if state:
             self._restore(state)
         self._meet_arms()
@@ -187,7 +201,11 @@ class WindowLoop:
         best = max(estimates.values()) if estimates else judged.mean_utility()
         low = regret.low if regret else None
         trigger = self.triggers.consider(window, seen.ended_s, low, best, drifted)
-        if trigger is not None:
+        if trigger is not None and self.rails.hold:
+            order = in_force(self.rails, self._name)
+            self._say(seen, "synthesis", trigger.kind, f"not asked ({order}): {trigger.why}")
+            trigger = None
+        elif trigger is not None:
             self._say(seen, "synthesis", trigger.kind, trigger.why)
         interval = (regret.value, regret.low, regret.high) if regret else None
         events, self._events = self._events, []
@@ -316,12 +334,30 @@ class WindowLoop:
 
     def _move(self, moves: Sequence[Move], seen: Observation) -> None:
         for move in moves:
+            if self.rails.hold:
+                self._withhold(move, seen)
+                continue
             try:
                 arm = self.registry.move(move.arm_id, move.state, move.reason)
                 self._say(seen, "arm", arm.name, f"{move.state}: {move.reason}")
             except RegistryError as error:
                 self._say(seen, "arm", self._name(move.arm_id), f"not moved: {error}")
+                continue
+            if move.state is State.QUARANTINED:
+                self.lifecycle.forget(move.arm_id)
         self.lifecycle.abandon(frozenset(a.id for a in self.registry.serving()))
+
+    def _withhold(self, move: Move, seen: Observation) -> None:
+        """Say once what would be done to an arm, were it not for an operator's order."""
+        if (move.arm_id, move.state) not in self._withheld:
+            self._withheld.add((move.arm_id, move.state))
+            order = in_force(self.rails, self._name)
+            told = f"would be {move.state} ({order}): {move.reason}"
+            self._say(seen, "arm", self._name(move.arm_id), told)
+
+    def control(self) -> Arm:
+        """Return the arm that is the baseline: the human one believed to be best."""
+        return self._control(self.beliefs.means())
 
     def _control(self, means: Mapping[str, float]) -> Arm:
         """Return the arm to compare with: the human one believed to be best."""
@@ -337,37 +373,69 @@ class WindowLoop:
 
     # --- who serves next ----------------------------------------------------------------------
 
-    def next_allocation(
-        self, window: int, replicas: Sequence[ReplicaSpec], only: str | None = None
-    ) -> Allocation:
-        """Draw who serves `window` on the replicas that are there.
+    def constrain(self, rails: GuardRails) -> None:
+        """Decide from now on within what an operator has ordered."""
+        self.rails = rails
+        self._withheld.clear()
+        if rails != GuardRails():
+            self.lifecycle.switchback = None
 
-        `only` is an arm that the operator gives everything.
+    def next_allocation(self, window: int, replicas: Sequence[ReplicaSpec]) -> Allocation:
+        """Decide who serves `window` on the replicas that are there.
 
-        Raises:
-            ValueError: no replica is there, or no arm serves.
+        In a dry run, `proposed` is what would serve, and why. Raises ValueError: no replica is there,
+        or no arm serves.
         """
         self._meet_arms()
-        self.lifecycle.abandon(frozenset(a.id for a in self.registry.serving()))
+        serving = frozenset(a.id for a in self.registry.serving())
+        self.lifecycle.abandon(serving)
+        self.proposed = None
+        held = self.rails.held
+        if held is None:
+            allocation, self._grounds = self._draw(window, replicas)
+        else:
+            if self.rails.dry_run:
+                drawn, grounds = self._draw(window, replicas)
+                told = explain(drawn, self._last_allocation(), grounds, self._name)
+                self.proposed = drawn, told
+            allocation = keep(held, window, members_of(replicas), serving, self.control().id)
+            self._grounds = self._grounds_of(window, {})
+        self._windows[window] = _Window(allocation, self.beliefs.vector)
+        return allocation
+
+    def _draw(self, window: int, replicas: Sequence[ReplicaSpec]) -> tuple[Allocation, Grounds]:
         layout = self._layout(replicas)
+        cells = len(layout.groups)
         if self.settings.twin and self.beliefs.context is None and not self.beliefs.foresight:
             programs = {a.id: self.registry.program(a.id) for a in self.registry.serving()}
             self.beliefs.foresight = reputation(programs, replicas, self.objective, self.seed)
             self.beliefs.foresight_weight = REPUTATION_WEIGHT
-        limits = self.lifecycle.limits(self.registry.serving())
         rng = np.random.default_rng([self.seed, window])
-        probabilities = self._probabilities(len(layout.groups), limits)
-        if limits.unconfirmed and only is None:
-            wanted = self._drawn(len(layout.groups), None)
-            control = self._control(self.beliefs.means()).id
-            self.lifecycle.want(window, limits.unconfirmed, wanted, control, rng)
+        limits = self.lifecycle.limits(self._eligible())
+        probabilities = self._probabilities(cells, limits)
+        if limits.unconfirmed and self.rails == GuardRails():
+            wanted = self._drawn(cells, None)
+            self.lifecycle.want(window, limits.unconfirmed, wanted, self.control().id, rng)
         switchback = self.lifecycle.switchback
-        sole = only or (switchback.arm_of(window) if switchback else None)
-        if sole is not None:
+        sole = self.rails.only or (switchback.arm_of(window) if switchback else None)
+        if sole:
             probabilities, limits = {sole: 1.0}, Limits()
-        allocation = allocate(window, layout, probabilities, limits, self._last_allocation(), rng)
-        self._windows[window] = _Window(allocation, self.beliefs.vector)
-        return allocation
+        drawn = allocate(window, layout, probabilities, limits, self._last_allocation(), rng)
+        return drawn, self._grounds_of(window, probabilities)
+
+    def _grounds_of(self, window: int, probabilities: Mapping[str, float]) -> Grounds:
+        switchback = self.lifecycle.switchback
+        tried = switchback if switchback and switchback.arm_of(window) else None
+        return Grounds(
+            order=in_force(self.rails, self._name),
+            switchback=(tried.arm_id, tried.control_id) if tried else None,
+            trial=self.lifecycle.on_trial(self._eligible()),
+            probabilities=probabilities,
+            states={a.id: a.state for a in self.registry.all()},
+        )
+
+    def _eligible(self) -> tuple[Arm, ...]:
+        return eligible(self.registry.serving(), self.rails)
 
     def _layout(self, replicas: Sequence[ReplicaSpec]) -> Layout:
         return lay_out(
@@ -385,7 +453,7 @@ class WindowLoop:
         last = self._last_allocation()
         incumbent = max(last.arms(), key=last.share) if last else None
         drawn = self._drawn(cells, limits)
-        trial = self.lifecycle.on_trial(self.registry.serving()) if cells > 1 else None
+        trial = self.lifecycle.on_trial(self._eligible()) if cells > 1 else None
         if trial is not None:
             drawn = with_trial(drawn, trial, cells)
         return concentrated(drawn, limits, cells, exploration, incumbent)
@@ -393,7 +461,7 @@ class WindowLoop:
     def _drawn(self, cells: int, limits: Limits | None) -> dict[str, float]:
         return self.beliefs.probabilities(
             np.random.default_rng([self.seed, max(self._windows, default=-1) + 1, 1]),
-            eligible=[a.id for a in self.registry.serving()],
+            eligible=[a.id for a in self._eligible()],
             caps=limits.caps(cells) if limits else None,
             sample=cells > 1 or self._trust >= TRUSTED,
         )
@@ -403,14 +471,8 @@ class WindowLoop:
         return self.correction.trust if self.settings.twin else 0.0
 
     def why(self, allocation: Allocation, previous: Allocation | None) -> str:
-        """Say in one line what an allocation does."""
-        held = {a: len(allocation.group(a)) for a in allocation.arms()}
-        most = sorted(held, key=lambda a: -held[a])
-        text = ", ".join(f"{self._name(a)} on {held[a]}" for a in most)
-        if self.lifecycle.switchback and self.lifecycle.switchback.arm_of(allocation.window):
-            text += " (switchback)"
-        moved = moved_shards(previous, allocation) if previous else 0
-        return f"{text}; {moved} shards moved" if moved else text
+        """Say in one line what the allocation drawn last does, and why."""
+        return explain(allocation, previous, self._grounds, self._name)
 
     def _estimate_rows(
         self,
@@ -423,7 +485,8 @@ class WindowLoop:
         p: dict[str, float] = {}
         if serving and replicas:
             cells = len(self._layout(replicas).groups)
-            p = self._probabilities(cells, self.lifecycle.limits(serving))
+            p = self._probabilities(cells, self.lifecycle.limits(self._eligible()))
+            p = {self.rails.only: 1.0} if self.rails.only else p
         mean, sd = self.beliefs.means(), self.beliefs.deviations()
         return [
             ArmEstimate(

@@ -6,10 +6,11 @@ from dataclasses import asdict
 from typing import Any, Protocol
 
 from autopoiesis.arms.registry import Registry
-from autopoiesis.orchestrator.catalogue import add_seeds
+from autopoiesis.orchestrator.catalogue import add_seeds, show_guard_rails
 from autopoiesis.orchestrator.control import told
-from autopoiesis.orchestrator.control_access import NoTokenError, read_token
+from autopoiesis.orchestrator.control_access import read_token
 from autopoiesis.orchestrator.control_client import call, quoted
+from autopoiesis.orchestrator.governor import Command, Governor
 from autopoiesis.orchestrator.registrar import NewArm, Registrar, Said, Step
 from autopoiesis.orchestrator.settings import Settings
 from autopoiesis.orchestrator.supervisor import data_directory, running_control_url
@@ -28,6 +29,10 @@ class Orders(Protocol):
 
     def change_arm(self, which: str, step: Step, said: Said) -> Told:
         """Do one step to an arm."""
+        ...
+
+    def obey(self, command: Command, said: Said) -> Told:
+        """Give an order that bounds what the loop may do."""
         ...
 
 
@@ -61,6 +66,10 @@ class _Running:
     def change_arm(self, which: str, step: Step, said: Said) -> Told:
         return self._call(f"/arms/{quoted(which)}/{step}", asdict(said))
 
+    def obey(self, command: Command, said: Said) -> Told:
+        body = {"arm": command.arm, "on": command.on} | asdict(said)
+        return self._call(f"/control/{command.order}", body)
+
     def _call(self, path: str, body: Told) -> Told:
         return call(self._url, self._token, path, body)
 
@@ -73,6 +82,7 @@ class _Stopped:
         registry = Registry(store)
         add_seeds(registry)
         self._registrar = Registrar(registry, self._say, store.clock)
+        self._governor = Governor(registry, store, lambda _event: None, lambda _rails: None)
 
     def add_arm(self, new: NewArm, said: Said) -> Told:
         arm, is_new = self._registrar.add(new, said)
@@ -81,11 +91,13 @@ class _Stopped:
     def change_arm(self, which: str, step: Step, said: Said) -> Told:
         return told(self._registrar.step(which, step, said), new=False)
 
+    def obey(self, command: Command, said: Said) -> Told:
+        current = self._store.load_allocation()
+        self._governor.obey(command, said, self._store.last_window(), current)
+        return show_guard_rails(self._store.query)
+
     def _say(self, subject: str, message: str) -> None:
         event = EventRow(
             self._store.clock(), "operator", self._store.last_window(), subject, message
         )
         self._store.write_events([event])
-
-
-__all__ = ["NoTokenError", "Orders", "ordering"]

@@ -10,10 +10,11 @@ from autopoiesis.arms.allocation import Allocation
 from autopoiesis.arms.registry import Registry
 from autopoiesis.gateway.link import Batch
 from autopoiesis.orchestrator.loop import Settled
+from autopoiesis.orchestrator.rails import in_force
 from autopoiesis.orchestrator.reward import percentile
 from autopoiesis.orchestrator.settings import Settings
 from autopoiesis.telemetry.query import QueryError
-from autopoiesis.telemetry.records import EventRow, RequestRecord
+from autopoiesis.telemetry.records import EventRow, GuardRails, RequestRecord
 from autopoiesis.telemetry.records import Status as Ending
 from autopoiesis.telemetry.store import Store, TelemetryError
 
@@ -28,6 +29,7 @@ class Status:
     def __init__(self, settings: Settings, registry: Registry) -> None:
         self.allocation: Allocation | None = None
         self.why = ""
+        self.guard_rails = GuardRails()
         self._settings = settings
         self._registry = registry
         self._started_s = time.time()
@@ -111,6 +113,9 @@ class Status:
             "window_s": self._settings.window_s,
             "objective": self._settings.objective.as_dict(),
             "allocation": self.why,
+            "guard_rails": in_force(
+                self.guard_rails, lambda arm_id: self._registry.get(arm_id).name
+            ),
             "traffic": self._traffic(time.time()),
             "windows": list(self._windows),
             "arms": self._arms(),

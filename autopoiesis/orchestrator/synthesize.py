@@ -14,8 +14,9 @@ from autopoiesis.arms.arm import Arm, Origin, State
 from autopoiesis.arms.seeds import seed_arms
 from autopoiesis.gateway.settings import RunDir
 from autopoiesis.orchestrator.catalogue import ask_telemetry
+from autopoiesis.orchestrator.control_access import NoTokenError
 from autopoiesis.orchestrator.growth import LESSONS, brief_of, errand_of, lessons_of
-from autopoiesis.orchestrator.orders import NoTokenError, ordering
+from autopoiesis.orchestrator.orders import ordering
 from autopoiesis.orchestrator.registrar import NewArm, Said
 from autopoiesis.orchestrator.settings import Settings, SettingsError
 from autopoiesis.orchestrator.supervisor import (

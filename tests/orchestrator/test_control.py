@@ -4,6 +4,7 @@ import json
 import re
 import stat
 from collections.abc import Iterator
+from itertools import pairwise
 from urllib.parse import quote
 
 import httpx
@@ -143,6 +144,67 @@ def test_a_wrong_body_is_named(control: Controlled, body: bytes, status: int, wo
     )
 
 
+# --- orders ---------------------------------------------------------------------------------------
+
+
+def test_orders_are_obeyed_at_once_and_outlive_the_process(tmp_path):
+    with controlled(tmp_path, window_s=600.0) as running:
+        order = {"arm": "round-robin", "by": "alice", "why": "an outage"}
+        told = answered(running.post("/control/allocate", order), "obey")
+        assert told["in_force"] == "everything to round-robin"
+        only = answered(running.client.get("/arms/round-robin"), "show_arm")["id"]
+        wait_until(lambda: serving(running) == {only}, 20)
+        assert "everything to round-robin" in running.client.get("/allocation").json()["why"]
+        assert running.client.get("/status").json()["guard_rails"] == "everything to round-robin"
+        assert answered(running.post("/control/freeze", {"by": "bob"}), "obey")["frozen"]
+        assert "stays as it is" in refused(running.post("/control/human-only"), 409)
+        running.kill()
+        running.start()
+        wait_until(lambda: running.client.get("/allocation").status_code == 200, 20)
+        assert serving(running) == {only}
+        told = answered(running.client.get("/control"), "guard_rails")
+        assert (told["in_force"], told["reason"]) == (
+            "frozen, everything to round-robin", "frozen by bob",
+        )  # fmt: skip
+        # Nobody has sent a request: no allocation has shown that it is good.
+        assert "no earlier allocation" in refused(running.post("/control/rollback"), 409)
+        events = running.rows(
+            "select subject, message from events where kind = 'operator' order by at_s"
+        )
+        assert events == [
+            ["allocate", "everything to round-robin by alice: an outage"],
+            ["freeze", "frozen by bob"],
+        ]
+        running.kill()
+        code, out, _ = run("control", "release", "--json", "-", cwd=tmp_path)
+        assert code == 3  # the data directory is held, but nobody answers
+        running.start()
+        code, out, _ = run(
+            "control", "release", "--json", "-", "--why", "all is well", cwd=tmp_path
+        )
+        assert (code, json.loads(out)["in_force"]) == (0, "nothing: the loop decides")
+        assert run("control", "show", cwd=tmp_path)[0] == 0
+
+
+def test_every_change_of_allocation_is_in_the_events(tmp_path):
+    with controlled(tmp_path, window_s=1.0) as running:
+        for arm in ("round-robin", "random", "least-requests"):
+            answered(running.post("/control/allocate", {"arm": arm}), "obey")
+            named = answered(running.client.get(f"/arms/{arm}"), "show_arm")["id"]
+            wait_until(lambda named=named: serving(running) == {named}, 20)
+        wait_until(lambda: (running.rows("select max(window_id) from windows")[0][0] or 0) > 3, 30)
+        allocations = running.rows(
+            "select window_id, list((arm_id, replicas, shards) order by cell) from allocations "
+            "where window_id <= (select max(window_id) from windows) group by 1 order by 1"
+        )
+        changed = [w for (_, before), (w, after) in pairwise(allocations) if before != after]
+        told = {
+            row[0] for row in running.rows("select window_id from events where kind = 'allocation'")
+        }
+        assert len(changed) >= 2
+        assert {allocations[0][0], *changed} <= told
+
+
 # --- who may call -----------------------------------------------------------------------------------
 
 
@@ -153,7 +215,7 @@ def test_a_wrong_body_is_named(control: Controlled, body: bytes, status: int, wo
     "route", [route for route in ROUTES if route.changes], ids=lambda route: route.name
 )
 def test_changes_need_the_token(control: Controlled, route: Route, given_header: dict[str, str]):
-    path = route.path.format(arm="least-requests", step="pin")
+    path = route.path.format(arm="least-requests", step="pin", order="freeze")
     answer = control.client.post(path, json={}, headers=given_header)
     assert TOKEN_FILE in refused(answer, 401)
     assert answer.headers["WWW-Authenticate"] == "Bearer"
@@ -241,7 +303,7 @@ def test_every_route_is_described_and_every_description_has_a_route(
         (method.upper(), path) for path, item in document["paths"].items() for method in item
     }
     for method, path in described:
-        real = re.sub(r"{\w+}", "x", path).replace("/x/x", "/x/pin")
+        real = path.format(arm="x", step="pin", order="freeze")
         status = control.client.request(method, real, json={}).status_code
         assert status not in {404, 405} or "x" in real
     assert described == {(route.method.upper(), route.path) for route in ROUTES}
@@ -313,7 +375,7 @@ quiet = settings(
 def test_nonsense_is_refused_in_json_and_never_breaks_anything(
     control, route: Route, body: bytes, word: str
 ):
-    path = route.path.format(arm=quote(word, safe=""), step="pin")
+    path = route.path.format(arm=quote(word, safe=""), step="pin", order="freeze")
     content = body if route.method == "post" else None
     request = control.client.build_request(
         route.method.upper(), path, content=content, headers=control.bearer()

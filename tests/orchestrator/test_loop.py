@@ -21,6 +21,7 @@ from autopoiesis.arms.registry import Registry
 from autopoiesis.orchestrator.loop import LoopSettings, Settled, WindowLoop
 from autopoiesis.orchestrator.observation import Observation
 from autopoiesis.orchestrator.replay import observe, sim_cells
+from autopoiesis.telemetry.records import GuardRails
 from autopoiesis.twin.outcome import Outcome
 from autopoiesis.twin.simulation import Simulation
 from autopoiesis.twin.trace import Trace
@@ -202,7 +203,8 @@ def test_the_operator_can_give_one_arm_everything():
     arms = registry(*human("random", "least-requests"))
     only = arms.get("random").id
     loop = WindowLoop(arms, OBJECTIVE, 0)
-    allocation = loop.next_allocation(0, fleet(4), only=only)
+    loop.constrain(GuardRails(only=only))
+    allocation = loop.next_allocation(0, fleet(4))
     assert allocation.arms() == (only,)
     assert "random on 4" in loop.why(allocation, None)
 
