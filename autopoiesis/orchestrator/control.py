@@ -1,4 +1,4 @@
-"""The control API: health, status, arms, allocation, orders, SQL, and the live page.
+"""The control API: health, status, arms, allocation, orders, SQL, metrics, and the live page.
 
 What each route takes and answers stands in `control_contract`, who may call it in `control_access`.
 Every error is JSON: `{"error": {"message", "type"}}`.
@@ -21,6 +21,7 @@ from autopoiesis.orchestrator.catalogue import list_arms, show_arm
 from autopoiesis.orchestrator.control_access import Access
 from autopoiesis.orchestrator.control_contract import ROUTES, NewArmBody, Route, SaidBody
 from autopoiesis.orchestrator.control_openapi import openapi
+from autopoiesis.orchestrator.metrics import Metrics
 from autopoiesis.orchestrator.page_routes import PAGE_PATHS, add_page
 from autopoiesis.orchestrator.registrar import NewArm, Said, Step
 from autopoiesis.telemetry.endpoint import sql_routes
@@ -120,7 +121,7 @@ def told(arm: Arm, *, new: bool) -> dict[str, Any]:
     return {name: value for name, value in asdict(arm).items() if name in names} | {"new": new}
 
 
-def control_app(store: Store, desk: Desk, access: Access) -> web.Application:
+def control_app(store: Store, desk: Desk, access: Access, metrics: Metrics) -> web.Application:
     """Build the application of the control API."""
     app = web.Application(middlewares=[_guard(access)], client_max_size=LARGEST_BODY)
     handlers = _Handlers(store, desk)
@@ -129,6 +130,12 @@ def control_app(store: Store, desk: Desk, access: Access) -> web.Application:
         handler: Handler = sql.handler if route.name == "sql" else getattr(handlers, route.name)  # type: ignore[union-attr]
         app.router.add_route(route.method, _pattern(route), handler)
     add_page(app, store, desk.status)
+
+    async def tell_metrics(request: web.Request) -> web.Response:
+        body, content_type = metrics.exposition(request.headers.get("Accept", ""))
+        return web.Response(body=body, headers={"Content-Type": content_type})
+
+    app.router.add_get("/metrics", tell_metrics)
     return app
 
 

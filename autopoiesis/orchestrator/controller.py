@@ -24,6 +24,7 @@ from autopoiesis.orchestrator.control_access import Access, read_token
 from autopoiesis.orchestrator.desk import Desk
 from autopoiesis.orchestrator.growth import RACE_WORTH, brief_of, take_in
 from autopoiesis.orchestrator.loop import KEEP_WINDOWS, Settled, WindowLoop
+from autopoiesis.orchestrator.metrics import Metrics
 from autopoiesis.orchestrator.observation import Observation
 from autopoiesis.orchestrator.settings import Settings
 from autopoiesis.orchestrator.status import Status
@@ -64,6 +65,7 @@ class Controller:
         add_seeds(self.registry)
         self._loop = self._resumed_loop()
         self.status = Status(settings, self.registry)
+        self.metrics = Metrics(self.status, self.registry)
         self._window = max(store.last_window(), self._last_allocated()) + 1
         self._records: deque[RequestRecord] = deque()
         self._open: tuple[OpenRequest, ...] = ()
@@ -139,6 +141,7 @@ class Controller:
             self._records.extend(batch.requests)
             self._open = batch.open_requests
             self.status.saw(batch)
+            self.metrics.saw(batch)
             now_s = time.time()
             for fault in batch.faults:
                 self._say(now_s, "fault", fault.arm_id, f"{fault.message} ({fault.count} times)")
@@ -185,6 +188,7 @@ class Controller:
                     self._loop.state(),
                 )
                 self.status.settled(settled, events)
+                self.metrics.settled(settled)
             else:
                 self._store.write_allocation(allocation)
                 self._unwritten = batches + self._unwritten
@@ -193,6 +197,7 @@ class Controller:
         except TelemetryError as error:
             # Serving goes on; what was not written is tried again with the next window.
             log.error("%s", error)
+            self.metrics.store_failed()
             self._unwritten = batches + self._unwritten
             self._events = [*events, *self._events][-1000:]
             return
@@ -245,6 +250,7 @@ class Controller:
         self.status.synthesis_began(time.time())
         try:
             row = await run_worker(brief)
+            self.metrics.synthesized(row)
             self._store.write_synthesis(row)
             self._say(time.time(), "synthesis", row.synthesizer, row.error or row.conclusion)
             async with self._deciding:
@@ -253,6 +259,7 @@ class Controller:
                     self._say(time.time(), "arm", arm.name, f"{arm.state}: {arm.reason}")
         except TelemetryError as error:
             log.error("%s", error)
+            self.metrics.store_failed()
         finally:
             self._loop.triggers.ended(time.time())
             self.status.synthesis_ended()
@@ -279,7 +286,8 @@ async def _main(run_dir: Path) -> None:
         async with PickerLink(RunDir(run_dir).link_socket) as link:
             controller = Controller(settings, store, members, link)
             access = Access(settings.control_host, read_token(settings.data_dir))
-            runner = web.AppRunner(control_app(store, controller.desk, access), access_log=None)
+            app = control_app(store, controller.desk, access, controller.metrics)
+            runner = web.AppRunner(app, access_log=None)
             await runner.setup()
             await web.TCPSite(runner, settings.control_host, settings.control_port).start()
             try:

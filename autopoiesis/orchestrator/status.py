@@ -95,6 +95,11 @@ class Status:
         """Note that it has ended."""
         self._synthesis_since_s = None
 
+    @property
+    def is_synthesizing(self) -> bool:
+        """Whether policies are being written now."""
+        return self._synthesis_since_s is not None
+
     # --- what the control API asks ------------------------------------------------------------
 
     def as_dict(self) -> dict[str, Any]:
@@ -110,7 +115,7 @@ class Status:
             "windows": list(self._windows),
             "arms": self._arms(),
             "synthesis": {
-                "running": self._synthesis_since_s is not None,
+                "running": self.is_synthesizing,
                 "since_s": self._synthesis_since_s,
             },
             "events": list(self._events),
