@@ -27,6 +27,7 @@ from autopoiesis.orchestrator.loop import KEEP_WINDOWS, Settled, WindowLoop
 from autopoiesis.orchestrator.metrics import Metrics
 from autopoiesis.orchestrator.observation import Observation
 from autopoiesis.orchestrator.settings import Settings
+from autopoiesis.orchestrator.spans import Spans
 from autopoiesis.orchestrator.status import Status
 from autopoiesis.orchestrator.triggers import Trigger
 from autopoiesis.replicas.fleet import Member, read_fleet
@@ -66,6 +67,11 @@ class Controller:
         self._loop = self._resumed_loop()
         self.status = Status(settings, self.registry)
         self.metrics = Metrics(self.status, self.registry)
+        self._spans = (
+            Spans(settings.otlp_traces, lambda arm_id: self.registry.get(arm_id).name)
+            if settings.otlp_traces
+            else None
+        )
         self._window = max(store.last_window(), self._last_allocated()) + 1
         self._records: deque[RequestRecord] = deque()
         self._open: tuple[OpenRequest, ...] = ()
@@ -106,7 +112,9 @@ class Controller:
         now_s = time.time()
         self._recall(now_s)
         self._allocate(now_s)
-        listening = asyncio.create_task(self._listen(), name="listen to the picker")
+        beside = [asyncio.create_task(self._listen(), name="listen to the picker")]
+        if self._spans:
+            beside.append(asyncio.create_task(self._spans.run(), name="send spans"))
         started_s = now_s
         while not stop.is_set():
             await self._end_of_window(started_s, stop)
@@ -115,12 +123,11 @@ class Controller:
             ended_s = time.time()
             await self._close_window(started_s, ended_s)
             started_s = ended_s
-        listening.cancel()
         if self._growing:
-            self._growing.cancel()
-        await asyncio.gather(
-            listening, *([self._growing] if self._growing else []), return_exceptions=True
-        )
+            beside.append(self._growing)
+        for task in beside:
+            task.cancel()
+        await asyncio.gather(*beside, return_exceptions=True)
 
     async def _end_of_window(self, started_s: float, stop: asyncio.Event) -> None:
         """Wait until the window is over: it is due, an order ends it early, or all is to stop."""
@@ -142,6 +149,8 @@ class Controller:
             self._open = batch.open_requests
             self.status.saw(batch)
             self.metrics.saw(batch)
+            if self._spans:
+                self._spans.saw(batch.requests)
             now_s = time.time()
             for fault in batch.faults:
                 self._say(now_s, "fault", fault.arm_id, f"{fault.message} ({fault.count} times)")
@@ -172,6 +181,8 @@ class Controller:
         arms = {arm_id: self.registry.get(arm_id).source for arm_id in allocation.arms()}
         self._link.allocate(allocation, arms, self._settings.objective)
         self.status.allocated(allocation, why)
+        if self._spans:
+            self._spans.allocated(allocation)
         batches, self._unwritten = self._unwritten, []
         events, self._events = self._events, []
         try:

@@ -70,6 +70,8 @@ class Settings(BaseModel):
     """How long running requests may finish after a stop was asked for."""
     for_s: float | None = Field(None, gt=0.0)
     """Stop by itself after this time; None: serve until stopped."""
+    otlp_traces: str | None = Field(None, pattern=r"^https?://[^/]+(/.*)?$")
+    """Where a span per request goes: an OpenTelemetry collector's `http://127.0.0.1:4318/v1/traces`, say."""
     seed: int = Field(0, ge=0)
 
     @field_validator("profile")
