@@ -182,9 +182,10 @@ def test_answering_its_own_question_is_its_answer_and_a_second_one_ends_it(secre
         assert os.read(process._answers, 1) == b"{"
         os.set_blocking(process._answers, False)
         assert time.monotonic() < end
-        with pytest.raises(SlowFault, match="without being asked"):
+        with pytest.raises(SlowFault, match="without being asked") as caught:
             arm.schedule(*arguments(secret))
         assert process.ended
+        assert caught.value.cpu_s > 0.005  # what it did between the calls is charged
 
 
 @needs_isolation

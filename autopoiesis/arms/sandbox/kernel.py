@@ -5,7 +5,6 @@ Each raises OSError where the kernel refuses. All take effect for the calling th
 
 import ctypes
 import os
-import platform
 from collections.abc import Iterable
 
 from autopoiesis.arms.sandbox.bpf import (
@@ -65,7 +64,7 @@ class _CapabilityHeader(ctypes.Structure):
 
 def architecture() -> Architecture | None:
     """Return the machine's architecture, None if its system calls are not known here."""
-    return ARCHITECTURES.get(platform.machine())
+    return ARCHITECTURES.get(os.uname().machine)
 
 
 def give_up_privileges() -> None:
@@ -133,7 +132,7 @@ def filter_calls() -> None:
     """Let this process, all its threads, ask the kernel only for what computing and answering take."""
     here = architecture()
     if here is None:
-        raise OSError(f"system calls of {platform.machine()} are not known here")
+        raise OSError(f"system calls of {os.uname().machine} are not known here")
     install(assemble(here, COMPUTE_AND_ANSWER, DENIED))
 
 
@@ -152,7 +151,7 @@ def install(instructions: list[Instruction]) -> None:
 def _call(name: str, *arguments: object) -> int:
     here = architecture()
     if here is None:
-        raise OSError(f"system calls of {platform.machine()} are not known here")
+        raise OSError(f"system calls of {os.uname().machine} are not known here")
     result = _LIBC.syscall(ctypes.c_long(here.calls[name]), *arguments)
     if result != 0 and (result < 0 or name == "seccomp"):
         number = ctypes.get_errno()

@@ -118,9 +118,8 @@ class SandboxProcess:
             return
         self._ended, self._cpu_at_end_s = True, _cpu_s(self._process.pid)
         with suppress(ProcessLookupError, PermissionError):
-            os.killpg(
-                self._process.pid, signal.SIGKILL
-            )  # not waited for yet: the id is still its own
+            # It was not waited for yet, so the id is still its own.
+            os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
         self._said = self._last_words()
         for pipe in (self._process.stdin, self._process.stdout, self._process.stderr):
@@ -168,7 +167,9 @@ class SandboxProcess:
         if sys.platform == "linux":
             most = int(_cpu_s(self._process.pid) + deadline_s) + _SPARE_CPU_S
             with suppress(OSError, ValueError):  # it may have ended
-                prlimit(self._process.pid, RLIMIT_CPU, (most, RLIM_INFINITY))
+                _, hard = prlimit(self._process.pid, RLIMIT_CPU)
+                most = most if hard == RLIM_INFINITY else min(most, hard)
+                prlimit(self._process.pid, RLIMIT_CPU, (most, hard))
 
     def _nothing_unasked(self) -> None:
         try:

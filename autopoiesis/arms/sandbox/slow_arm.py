@@ -32,7 +32,8 @@ class Answer(NamedTuple, Generic[T]):
     wall_s: float
     """Time from question to answer [s]: what the fleet waited."""
     cpu_s: float
-    """CPU time of the policy's process [s], measured by the kernel; it does not depend on other load."""
+    """CPU time of the policy's process since its last answer [s], by the kernel's clock; other load does
+    not change it."""
 
 
 class SlowArm:
@@ -109,6 +110,7 @@ class SlowArm:
             except SlowFault:
                 self._fared.append(False)
                 raise
+            self._process.cpu_s()  # starting is not charged, all that follows is
         return self._process
 
     def _ask(
@@ -128,13 +130,15 @@ class SlowArm:
             None if plan == told_plan else plan_to_plain(plan),
         )
         self._sent = (fleet, plan)
-        process.cpu_s()
         started_s = time.monotonic()
         try:
             value = read(process.ask(function, arguments, deadline_s))
         except SlowFault as fault:
             fault.wall_s, fault.cpu_s = time.monotonic() - started_s, process.cpu_s()
             self._fared.append(False)
+            raise
+        except BaseException:  # its answer may still come, and would be taken for another's
+            self.close()
             raise
         self._fared.append(True)
         return Answer(value, time.monotonic() - started_s, process.cpu_s())
