@@ -3,7 +3,9 @@
 import itertools
 import math
 
+import hypothesis.strategies as st
 import pytest
+from hypothesis import given, settings
 from slow_scenes import SEEDS, fleet, functions, gpu, option, window
 
 from autopoiesis.arms.plan import Plan, ReplicaGroup
@@ -151,6 +153,45 @@ def test_greedy_gives_the_hungriest_model_the_cheapest_capacity():
     shares = {(g.model, g.gpu): g.share for g in plan.groups}
     assert shares["llama", "A100"] == pytest.approx(8 / 16)
     assert shares["qwen", "H100"] == 1.0
+
+
+@st.composite
+def situations(draw):
+    """A fleet of one or two types of GPU on nodes, models with their ways to run, traffic, a plan."""
+    models = ("llama", "qwen")[: draw(st.integers(1, 2))]
+    gpus, nodes, options = [], [], []
+    for name in ("H100", "A100")[: draw(st.integers(1, 2))]:
+        sizes = draw(st.lists(st.integers(0, 8), min_size=1, max_size=3))
+        nodes += [(f"{name}-{i}", name, size) for i, size in enumerate(sizes)]
+        gpus.append(
+            gpu(name, sum(sizes), draw(st.integers(0, 24)), draw(st.sampled_from([0.0, 1.0, 4.0])))
+        )
+        for model in models:
+            options += [
+                option(model, name, width, draw(st.floats(0.0, 9.0)))
+                for width in draw(st.sets(st.sampled_from([1, 2, 4, 8])))
+            ]
+    there = fleet(
+        gpus, options, models, nodes if draw(st.booleans()) else (), draw(st.integers(0, 2))
+    )
+    groups = [
+        ReplicaGroup(*o[:3], draw(st.integers(1, 4)), share=0.5)
+        for o in draw(st.lists(st.sampled_from(options), max_size=3) if options else st.just([]))
+    ]
+    rates = {model: draw(st.sampled_from([0.0, 0.5, 7.0, 1e4])) for model in models}
+    return window(rates, utilisation=draw(st.floats(0, 3))), there, Plan(groups)
+
+
+@pytest.mark.parametrize("name", SEEDS)
+@settings(max_examples=40, deadline=None)
+@given(situation=situations())
+def test_in_any_situation_a_seed_plans_what_can_be_carried_out(name, situation):
+    trigger, planner = functions(name)
+    now, there, running = situation
+    assert trigger(now, there, running) in {True, False}
+    plan = planner(now, there, running)
+    if plan is not running:  # the program had no solution
+        assert [fault for fault in check(plan, there) if "needs at least" not in fault] == []
 
 
 def brute_force(now, there, headroom=1.3):
