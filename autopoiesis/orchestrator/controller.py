@@ -10,13 +10,14 @@ import asyncio
 import logging
 import signal
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable
 from pathlib import Path
 
 from aiohttp import web
 
-from autopoiesis.arms.registry import Registry
+from autopoiesis.arms.arm import State
+from autopoiesis.arms.registry import Registry, RegistryError
 from autopoiesis.gateway.link import Batch, PickerLink
 from autopoiesis.gateway.settings import RunDir
 from autopoiesis.orchestrator.catalogue import add_seeds
@@ -67,6 +68,8 @@ BRIEF_WINDOWS = 14
 """Windows of requests kept in memory: what a synthesis brief is made from."""
 SHORTEST_WINDOW_S = 1.0
 """An order ends the running window no sooner: a shorter one says nothing of who serves it."""
+MOST_FAULTS = 3
+"""Decisions of an arm that may fail before it is taken off."""
 LAST_BATCH_S = 1.0
 """How long a stop waits for the picker's last records."""
 
@@ -98,6 +101,7 @@ class Controller:
         self._open: tuple[OpenRequest, ...] = ()
         self._unwritten: list[Batch] = []
         self._events: list[EventRow] = []
+        self._faults: Counter[str] = Counter()
         self._health: dict[str, bool] = {}
         self._samples: dict[str, ReplicaSample] = {}
         self._growing: asyncio.Task[None] | None = None
@@ -178,6 +182,7 @@ class Controller:
             now_s = time.time()
             for fault in batch.faults:
                 self._say(now_s, "fault", fault.arm_id, f"{fault.message} ({fault.count} times)")
+                self._faults[fault.arm_id] += fault.count
             for sample in batch.replicas:
                 self._samples[sample.replica] = sample
                 self._note_health(sample)
@@ -188,12 +193,26 @@ class Controller:
         trace, outcome = observed(list(self._records), self._open, [m.name for m in self._members])
         seen = Observation(window, started_s, ended_s, trace, outcome, self._specs())
         async with self._deciding:
+            self._take_off_the_faulty(ended_s)
             settled = await asyncio.to_thread(self._loop.settle, seen)
         self._window += 1
         self._allocate(ended_s, settled)
         self._forget(ended_s)
         if settled and settled.trigger and self._settings.synthesizer != "none":
             self._grow(settled.trigger)
+
+    def _take_off_the_faulty(self, now_s: float) -> None:
+        """Quarantine arms whose decisions failed; each such request was sent to the least loaded replica."""
+        for arm_id, count in list(self._faults.items()):
+            if not arm_id or count < MOST_FAULTS:
+                continue
+            del self._faults[arm_id]
+            try:
+                reason = f"{count} of its decisions failed"
+                arm = self.registry.move(arm_id, State.QUARANTINED, reason)
+                self._say(now_s, "arm", arm.name, f"{arm.state}: {reason}")
+            except RegistryError as error:
+                self._say(now_s, "arm", arm_id, f"not taken off after {count} faults: {error}")
 
     def _allocate(self, now_s: float, settled: Settled | None = None) -> None:
         """Draw the window's allocation, store it with what was settled, and send it to the picker."""

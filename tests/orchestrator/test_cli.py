@@ -99,7 +99,7 @@ def test_replay_takes_a_policy_file(tmp_path):
         (("serve", "--replica", "http://127.0.0.1:1"), 3, "127.0.0.1:1"),
         (("serve", "--profile", "abacus"), 2, "abacus"),
         (("serve", "--window", "-3"), 2, "window_s"),
-        (("serve", "--replica", "http://127.0.0.1:1", "--simulate", "2"), 2, "not both"),
+        (("serve", "--replica", "http://127.0.0.1:1", "--simulate", "2"), 2, "one of"),
         (("serve", "--config", "nowhere.toml"), 2, "nowhere.toml"),
         (("serve", "--no-such-option",), 2, "no-such-option"),
         (("replay", "nowhere.parquet"), 2, "nowhere.parquet"),

@@ -4,8 +4,7 @@ import json
 
 import numpy as np
 import pytest
-from recordings import H100, hidden, loads, record
-from test_calibration import SLOWER
+from recordings import H100, SLOWER, hidden, loads, record
 from typer.testing import CliRunner
 
 from autopoiesis.cli import app

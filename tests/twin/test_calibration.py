@@ -5,19 +5,11 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from recordings import H100, hidden, loads, record
+from recordings import H100, SLOWER, hidden, loads, record
 
-from autopoiesis.twin.calibration import GROUPS, CalibrationError, calibrate, replay
+from autopoiesis.twin.calibration import CalibrationError, calibrate, replay
 from autopoiesis.twin.profile_files import ProfileError, read_profile, write_profile
 from autopoiesis.twin.validation import plot, split_time, validate
-
-SLOWER = {
-    **dict.fromkeys(GROUPS["step"], 1.7),
-    **dict.fromkeys(GROUPS["token"], 1.2),
-    **dict.fromkeys(GROUPS["sequence"], 2.5),
-    **dict.fromkeys(GROUPS["context"], 1.5),
-    **dict.fromkeys(GROUPS["pairs"], 1.2),
-}
 
 
 @pytest.fixture(scope="module")

@@ -4,12 +4,19 @@ from dataclasses import replace
 
 import numpy as np
 
-from autopoiesis.twin.calibration import replay
+from autopoiesis.twin.calibration import GROUPS, replay
 from autopoiesis.twin.latency import ClientOverhead, Profile, profile
 from autopoiesis.twin.recorded import Recorded
 from autopoiesis.twin.trace import Trace
 
 H100 = profile("h100-llama-3-8b-tp1-bf16")
+SLOWER = {
+    **dict.fromkeys(GROUPS["step"], 1.7),
+    **dict.fromkeys(GROUPS["token"], 1.2),
+    **dict.fromkeys(GROUPS["sequence"], 2.5),
+    **dict.fromkeys(GROUPS["context"], 1.5),
+    **dict.fromkeys(GROUPS["pairs"], 1.2),
+}
 
 
 def loads(rates_rps: list[float], seconds: float, seed: int) -> Trace:
