@@ -207,8 +207,8 @@ def test_a_model_writes_arms_while_the_gateway_serves(tmp_path, monkeypatch):
     ).encode()
     with ScriptedEndpoint(says(fenced(GOOD)), says(PROSE)) as endpoint:
         settings = config(
-            tmp_path, endpoint.url, slo_ttft_s=0.02, synthesis_cooldown_s=2.0, synthesis_budget_s=30.0,
-            target_utility=1.0, window_s=1.0,
+            tmp_path, endpoint.url, slo_ttft_s=0.02, slo_tpot_s=0.001, synthesis_cooldown_s=2.0,
+            synthesis_budget_s=30.0, target_utility=1.0, window_s=1.0,
         )  # fmt: skip
         with serving(tmp_path, "--config", settings, "--simulate", "2") as gateway:
 

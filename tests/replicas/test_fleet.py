@@ -81,7 +81,7 @@ def test_a_reader_never_sees_half_a_fleet(tmp_path: Path) -> None:
         ({"address": "http://10.0.0.1:80"}, "give host:port"),
         ({"speed": 0.0}, "above 0"),
         ({"speed": float("nan")}, "above 0"),
-        ({"kind": "imagined"}, "simulated or remote"),
+        ({"kind": "imagined"}, "simulated, remote or vllm"),
         ({"kv_tokens": -1}, "negative"),
     ],
 )
