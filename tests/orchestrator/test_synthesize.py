@@ -196,6 +196,7 @@ def test_too_few_stored_windows_are_refused(tmp_path):
     assert (2, True) == (code, "2 stored windows" in errors), errors
 
 
+@pytest.mark.slow
 def test_a_model_writes_arms_while_the_gateway_serves(tmp_path, monkeypatch):
     monkeypatch.setenv("TEST_LLM_KEY", KEY)
     body = json.dumps(

@@ -15,7 +15,8 @@ from autopoiesis.telemetry.store import Store
 
 DOCUMENT = (Path(__file__).parents[2] / "docs" / "telemetry.md").read_text()
 QUERIES = re.findall(r"```sql\n(.*?)```", DOCUMENT, re.DOTALL)
-TABLES = re.findall(r"^\| `(\w+)[`(]", DOCUMENT, re.MULTILINE)
+BEFORE_METRICS = DOCUMENT.partition("\n## Metrics")[0]
+TABLES = re.findall(r"^\| `(\w+)[`(]", BEFORE_METRICS, re.MULTILINE)
 
 
 def arm(id: str, name: str, origin: Origin) -> Arm:  # noqa: A002

@@ -162,7 +162,9 @@ def test_any_pair_gives_a_profile_or_one_sentence(
     if two is None:
         return
     assert two.kv_blocks > one.kv_blocks
-    assert steps_s(two)[3] < steps_s(one)[3] or gpus()[gpu].link_gb_s < 100
+    # A small model gains nothing: what it saves in arithmetic goes into the all-reduce's latency.
+    large = models()[model].hidden >= 4096
+    assert not large or steps_s(two)[3] < steps_s(one)[3] or gpus()[gpu].link_gb_s < 100
 
 
 @pytest.mark.parametrize(
