@@ -29,6 +29,7 @@ from autopoiesis.cli_options import (
     refusals,
     say,
     say_nothing,
+    show,
     stop_with,
 )
 from autopoiesis.cli_synthesize import synthesize
@@ -202,17 +203,14 @@ def load(
 ) -> None:
     """Replay a trace as open-loop HTTP load: requests go out at their time, answered or not."""
     from autopoiesis.gateway.load import run_load
-    from autopoiesis.orchestrator.tables import load_table, write_json
+    from autopoiesis.orchestrator.tables import load_table
     from autopoiesis.twin.trace import read_trace
 
     with refusals():
         summary = run_load(
             read_trace(trace), url, speed, for_s, max_requests, seed or 0, quiet or json == "-"
         )
-    if json:
-        write_json(summary.as_dict(), json)
-    if json != "-":
-        out.print(load_table(summary))
+    show(summary.as_dict(), load_table(summary), json)
     if summary.completed == 0:
         raise typer.Exit(FAILED)
 
@@ -278,7 +276,7 @@ def replay(
 ) -> None:
     """Run a trace in the twin: every human arm (or the given ones), the online system, the oracle."""
     from autopoiesis.orchestrator.replay_command import replay_command
-    from autopoiesis.orchestrator.tables import replay_table, write_json
+    from autopoiesis.orchestrator.tables import replay_table
 
     with refusals():
         settings = read_settings(
@@ -290,10 +288,7 @@ def replay(
             for_s=for_s, quiet=quiet or json == "-", capacity_file=capacity, notice_s=notice,
             start_up_s=start_up,
         )  # fmt: skip
-    if json:
-        write_json(report.as_dict(), json)
-    if json != "-":
-        out.print(replay_table(report))
+    show(report.as_dict(), replay_table(report), json)
 
 
 @app.command()
@@ -325,13 +320,10 @@ def sql(
 def doctor(json: Json = None) -> None:
     """Tell what this machine offers, what is missing, and how to get it."""
     from autopoiesis.orchestrator.doctor import examine
-    from autopoiesis.orchestrator.tables import doctor_table, write_json
+    from autopoiesis.orchestrator.tables import doctor_table
 
     findings = examine()
-    if json:
-        write_json([finding.as_dict() for finding in findings], json)
-    if json != "-":
-        out.print(doctor_table(findings))
+    show([finding.as_dict() for finding in findings], doctor_table(findings), json)
     if any(finding.needed and not finding.there for finding in findings):
         raise typer.Exit(FAILED)
 
@@ -341,17 +333,14 @@ def traces_info(
     trace: Annotated[Path, typer.Argument(help="Trace to describe.")], json: Json = None
 ) -> None:
     """Describe a trace: rate, burstiness, lengths, shared prefixes; or what a capacity trace takes."""
-    from autopoiesis.orchestrator.tables import pairs_table, write_json
+    from autopoiesis.orchestrator.tables import pairs_table
     from autopoiesis.twin.capacity_trace import is_capacity, read_capacity
     from autopoiesis.twin.trace import read_trace
 
     with refusals():
         read = read_capacity if is_capacity(trace) else read_trace
         summary = asdict(read(trace).summary())
-    if json:
-        write_json(summary, json)
-    if json != "-":
-        out.print(pairs_table(str(trace), summary))
+    show(summary, pairs_table(str(trace), summary), json)
 
 
 @traces_app.command("import")

@@ -16,6 +16,7 @@ from autopoiesis.cli_options import (
     out,
     read_settings,
     refusals,
+    show,
     stop_with,
 )
 
@@ -37,14 +38,11 @@ def operator() -> str:
 def arms_list(data_dir: DataDir = None, config: Config = None, json: Json = None) -> None:
     """List all arms with their origin, state, share of the traffic and utility."""
     from autopoiesis.orchestrator.catalogue import asking, list_arms
-    from autopoiesis.orchestrator.tables import arms_table, write_json
+    from autopoiesis.orchestrator.tables import arms_table
 
     with refusals(), asking(read_settings(config, data_dir=data_dir)) as ask:
         rows = list_arms(ask)
-    if json:
-        write_json(rows, json)
-    if json != "-":
-        out.print(arms_table(rows))
+    show(rows, arms_table(rows), json)
 
 
 @arms_app.command("show")
@@ -53,14 +51,11 @@ def arms_show(
 ) -> None:
     """Show one arm: its policy, where it comes from, its races, and every step it took and why."""
     from autopoiesis.orchestrator.catalogue import asking, show_arm
-    from autopoiesis.orchestrator.tables import arm_panel, write_json
+    from autopoiesis.orchestrator.tables import arm_panel
 
     with refusals(), asking(read_settings(config, data_dir=data_dir)) as ask:
         row = show_arm(ask, arm)
-    if json:
-        write_json(row, json)
-    if json != "-":
-        out.print(arm_panel(row))
+    show(row, arm_panel(row), json)
 
 
 @arms_app.command("diff")
@@ -73,14 +68,11 @@ def arms_diff(
 ) -> None:
     """Compare two arms: their scores, and what differs in their canonical sources."""
     from autopoiesis.orchestrator.catalogue import asking, diff_arms
-    from autopoiesis.orchestrator.tables import diff_view, write_json
+    from autopoiesis.orchestrator.tables import diff_view
 
     with refusals(), asking(read_settings(config, data_dir=data_dir)) as ask:
         compared = diff_arms(ask, one, other)
-    if json:
-        write_json(compared, json)
-    if json != "-":
-        out.print(diff_view(compared), soft_wrap=True)
+    show(compared, diff_view(compared), json, soft_wrap=True)
 
 
 @arms_app.command("lineage")
@@ -90,14 +82,11 @@ def arms_lineage(
     """Show where an arm comes from and what came of it, with the gain each had in its race."""
     from autopoiesis.orchestrator.catalogue import asking
     from autopoiesis.orchestrator.lineage import lineage
-    from autopoiesis.orchestrator.tables import lineage_tree, write_json
+    from autopoiesis.orchestrator.tables import lineage_tree
 
     with refusals(), asking(read_settings(config, data_dir=data_dir)) as ask:
         family = lineage(ask, arm)
-    if json:
-        write_json(family, json)
-    if json != "-":
-        out.print(lineage_tree(family))
+    show(family, lineage_tree(family), json)
 
 
 @arms_app.command("add")
@@ -211,14 +200,11 @@ def arms_import(
     """Take in every policy file of a folder as a candidate; nothing that is here is changed."""
     from autopoiesis.orchestrator.exchange import import_arms
     from autopoiesis.orchestrator.orders import ordering
-    from autopoiesis.orchestrator.tables import import_table, write_json
+    from autopoiesis.orchestrator.tables import import_table
 
     with refusals(), ordering(read_settings(config, data_dir=data_dir)) as orders:
         rows = import_arms(folder, orders, operator(), time.time())
-    if json:
-        write_json(rows, json)
-    if json != "-":
-        out.print(import_table(rows))
+    show(rows, import_table(rows), json)
     refused = sum(row["verdict"] == "refused" for row in rows)
     if refused:
         stop_with(WRONG_USAGE, f"{refused} of {len(rows)} files were refused.")

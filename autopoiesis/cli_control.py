@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from autopoiesis.cli_arms import Which, Why, operator
-from autopoiesis.cli_options import Config, DataDir, Json, out, read_settings, refusals
+from autopoiesis.cli_options import Config, DataDir, Json, out, read_settings, refusals, show
 
 control_app = typer.Typer(
     help="Guard rails: freeze, roll back, human arms only, dry run. They outlive restarts.",
@@ -29,14 +29,11 @@ OnOff = Annotated[Switch, typer.Argument(metavar="on|off")]
 def control_show(data_dir: DataDir = None, config: Config = None, json: Json = None) -> None:
     """Show what is in force, since when, by whom and why."""
     from autopoiesis.orchestrator.catalogue import asking, show_guard_rails
-    from autopoiesis.orchestrator.tables import pairs_table, write_json
+    from autopoiesis.orchestrator.tables import pairs_table
 
     with refusals(), asking(read_settings(config, data_dir=data_dir)) as ask:
         told = show_guard_rails(ask)
-    if json:
-        write_json(told, json)
-    if json != "-":
-        out.print(pairs_table("guard rails", told))
+    show(told, pairs_table("guard rails", told), json)
 
 
 def _order(

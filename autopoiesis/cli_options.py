@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import typer
-from rich.console import Console
+from rich.console import Console, RenderableType
 
 FAILED, WRONG_USAGE, CANNOT_START = 1, 2, 3
 
@@ -62,6 +62,18 @@ def stop_with(code: int, message: str) -> NoReturn:
     """Print one sentence to stderr and exit."""
     err.print(f"autopoiesis: {message}", highlight=False, markup=False, soft_wrap=True)
     raise typer.Exit(code)
+
+
+def show(
+    value: object, table: RenderableType, json: str | None, *, soft_wrap: bool = False
+) -> None:
+    """Print a table, write its value as JSON to the file `json`, or print the JSON alone for `-`."""
+    from autopoiesis.orchestrator.tables import write_json
+
+    if json:
+        write_json(value, json)
+    if json != "-":
+        out.print(table, soft_wrap=soft_wrap)
 
 
 @contextmanager

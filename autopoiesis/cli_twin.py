@@ -13,11 +13,11 @@ from autopoiesis.cli_options import (
     Quiet,
     Seed,
     Windows,
-    out,
     read_settings,
     refusals,
     say,
     say_nothing,
+    show,
 )
 
 twin_app = typer.Typer(help="The twin: how true and how fast it is.", no_args_is_help=True)
@@ -62,7 +62,7 @@ def twin_calibrate(
     quiet: Quiet = False,
 ) -> None:
     """Refit the latency profile to what the replicas really did, from the telemetry."""
-    from autopoiesis.orchestrator.tables import calibration_table, write_json
+    from autopoiesis.orchestrator.tables import calibration_table
     from autopoiesis.orchestrator.twin_commands import Engine, calibrate_command
 
     with refusals():
@@ -71,10 +71,7 @@ def twin_calibrate(
             Engine(max_num_seqs, max_num_batched_tokens, kv_tokens), out_file,
             say_nothing if quiet else say,
         )  # fmt: skip
-    if json:
-        write_json(calibration.as_dict(), json)
-    if json != "-":
-        out.print(calibration_table(calibration))
+    show(calibration.as_dict(), calibration_table(calibration), json)
 
 
 @twin_app.command("validate")
@@ -102,7 +99,7 @@ def twin_validate(
     quiet: Quiet = False,
 ) -> None:
     """Tell how far the twin is from what the replicas really did, on requests not fitted to."""
-    from autopoiesis.orchestrator.tables import validation_table, write_json
+    from autopoiesis.orchestrator.tables import validation_table
     from autopoiesis.orchestrator.twin_commands import Engine, validate_command
 
     with refusals():
@@ -111,10 +108,7 @@ def twin_validate(
             Engine(max_num_seqs, max_num_batched_tokens, kv_tokens), split, calibrated, plot,
             say_nothing if quiet else say,
         )  # fmt: skip
-    if json:
-        write_json(validation.as_dict(), json)
-    if json != "-":
-        out.print(validation_table(validation))
+    show(validation.as_dict(), validation_table(validation), json)
 
 
 @twin_app.command("speed")
@@ -133,7 +127,7 @@ def twin_speed(
     quiet: Quiet = False,
 ) -> None:
     """Measure how many requests the twin simulates per second of CPU time."""
-    from autopoiesis.orchestrator.tables import speed_table, write_json
+    from autopoiesis.orchestrator.tables import speed_table
     from autopoiesis.twin import speed
     from autopoiesis.twin.latency import profile as profile_of
     from autopoiesis.twin.trace import read_trace
@@ -145,7 +139,4 @@ def twin_speed(
             policy or speed.POLICIES,
             say_nothing if quiet else say,
         )
-    if json:
-        write_json(report.as_dict(), json)
-    if json != "-":
-        out.print(speed_table(report))
+    show(report.as_dict(), speed_table(report), json)

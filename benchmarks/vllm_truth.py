@@ -25,6 +25,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import numpy as np
 from rich.console import Console
 from rich.table import Table
@@ -39,9 +40,9 @@ from autopoiesis.gateway import envoy
 from autopoiesis.gateway.link import PickerLink
 from autopoiesis.gateway.load import replay_load
 from autopoiesis.gateway.settings import RunDir
-from autopoiesis.orchestrator.vllm_fleet import answers
 from autopoiesis.replicas.devices import places, usable_cores
 from autopoiesis.replicas.fleet import Member, free_ports, write_fleet
+from autopoiesis.replicas.probe import answers
 from autopoiesis.replicas.vllm_process import Vllm
 from autopoiesis.telemetry.records import RequestRecord, Status, WindowRow
 from autopoiesis.telemetry.store import Store
@@ -148,7 +149,7 @@ async def stack(vllm: Vllm, limits: Sequence[int], logs: Path) -> AsyncIterator[
                 own = replace(vllm, arguments=(*vllm.arguments, "--max-num-seqs", str(limit)))
                 command = own.command(member, spot)
                 start(member.name, command.argv, command.environment)
-            await asyncio.gather(*(_up(m, children, logs) for m in members))
+            await asyncio.gather(*(_answering(f"{m.url}/health", children, logs) for m in members))
             python = [sys.executable, "-m", "autopoiesis.gateway.picker"]
             start("picker", [*python, "--run-dir", str(run_dir)])
             start("envoy", envoy.prepare(run_dir, "127.0.0.1", port, members))
@@ -156,7 +157,7 @@ async def stack(vllm: Vllm, limits: Sequence[int], logs: Path) -> AsyncIterator[
                 made = Stack(port, members, link)
                 listening = asyncio.create_task(made.listen())
                 made.allocate(SEEDS["least-requests"])
-                await _answering(f"http://127.0.0.1:{port}/v1/models")
+                await _answering(f"http://127.0.0.1:{port}/v1/models", children, logs)
                 await made.serve(chat(4.0, 8.0, 999), 999)
                 yield made
                 listening.cancel()
@@ -171,16 +172,12 @@ async def stack(vllm: Vllm, limits: Sequence[int], logs: Path) -> AsyncIterator[
                 child.wait()
 
 
-async def _up(member: Member, children: Sequence[subprocess.Popen[bytes]], logs: Path) -> None:
-    while not await answers(f"{member.url}/health"):
-        if any(child.poll() is not None for child in children):
-            sys.exit(f"a replica ended; see {logs}")
-        await asyncio.sleep(0.5)
-
-
-async def _answering(url: str) -> None:
-    while not await answers(url):
-        await asyncio.sleep(0.2)
+async def _answering(url: str, children: Sequence[subprocess.Popen[bytes]], logs: Path) -> None:
+    async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=2)) as session:
+        while not await answers(session, url):
+            if any(child.poll() is not None for child in children):
+                sys.exit(f"a process ended; see {logs}")
+            await asyncio.sleep(0.2)
 
 
 SEEDS = {arm.name: arm.source for arm in seed_arms()}

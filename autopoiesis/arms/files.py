@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 from autopoiesis.arms.arm import Arm, Origin, State, arm_id
 from autopoiesis.arms.language import PolicyError, thought_of, verify
 from autopoiesis.arms.slow import SlowPolicy, verify_slow
+from autopoiesis.atomic import write_atomically
 
 SUFFIXES = frozenset({".py", ".policy"})
 """Of files that hold policies."""
@@ -142,19 +142,9 @@ def write_arm(arm: Arm, folder: Path) -> Path:
     lines += [f"# {line}" for line in thought.splitlines()]
     path = folder / file_name(arm)
     if arm.slow:
-        write_whole(path.with_suffix(SLOW_SUFFIX), arm.slow.encode("ascii"))
-    write_whole(path, ("\n".join(lines) + "\n" + arm.source).encode("ascii"))
+        write_atomically(path.with_suffix(SLOW_SUFFIX), arm.slow.encode("ascii"))
+    write_atomically(path, ("\n".join(lines) + "\n" + arm.source).encode("ascii"))
     return path
-
-
-def write_whole(path: Path, data: bytes) -> None:
-    """Write a file that is there whole or not at all."""
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        draft.write_bytes(data)
-        draft.replace(path)
-    finally:
-        draft.unlink(missing_ok=True)
 
 
 def policy_files(folder: Path) -> list[Path]:

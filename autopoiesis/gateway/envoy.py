@@ -10,9 +10,9 @@ from pathlib import Path
 import aiohttp
 import orjson
 
+from autopoiesis.atomic import write_atomically
 from autopoiesis.gateway.config import bootstrap
 from autopoiesis.gateway.endpoints import Endpoint, write_endpoints
-from autopoiesis.gateway.files import write_atomically
 from autopoiesis.gateway.settings import DataPlaneSettings, RunDir
 
 DRAIN_POLL_S = 0.1

@@ -1,15 +1,8 @@
-"""Files that other processes read: replaced whole or not at all."""
+"""The secret that two processes share through a file."""
 
 import os
 import secrets
 from pathlib import Path
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """Replace a file so that a reader sees the old or the new content, never a part."""
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    draft.write_bytes(data)
-    draft.replace(path)
 
 
 def read_or_create_secret(path: Path, length: int = 32) -> bytes:

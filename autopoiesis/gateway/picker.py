@@ -25,11 +25,12 @@ from autopoiesis.arms.language import PolicyError, verify
 from autopoiesis.arms.machine import Program
 from autopoiesis.arms.objective import Objective
 from autopoiesis.arms.seeds import seed_arms
+from autopoiesis.atomic import write_atomically
 from autopoiesis.gateway import protocol
 from autopoiesis.gateway.access_log import read_entry
 from autopoiesis.gateway.endpoint_picker import EndpointPicker
 from autopoiesis.gateway.endpoints import write_endpoints
-from autopoiesis.gateway.files import read_or_create_secret, write_atomically
+from autopoiesis.gateway.files import read_or_create_secret
 from autopoiesis.gateway.flight import Flight
 from autopoiesis.gateway.ledger import Ledger
 from autopoiesis.gateway.link import Allocate, LinkError, LinkServer, Outbox, decode_line

@@ -8,13 +8,14 @@ points at this machine is not a name of this machine.
 
 import hmac
 import ipaddress
-import os
 import secrets
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from aiohttp import web
+
+from autopoiesis.atomic import write_atomically
 
 TOKEN_FILE = "control-token"  # noqa: S105 - where it lies, not what it is
 TOKEN_BYTES = 24
@@ -29,10 +30,8 @@ def write_token(data_dir: Path, token: str | None) -> None:
     path = data_dir / TOKEN_FILE
     if token is None and path.exists():
         return
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
-        file.write(token or secrets.token_urlsafe(TOKEN_BYTES))
-    draft.replace(path)
+    secret = token or secrets.token_urlsafe(TOKEN_BYTES)
+    write_atomically(path, secret.encode(), mode=0o600)
 
 
 def read_token(data_dir: Path) -> str:

@@ -8,8 +8,9 @@ from typing import Any
 import orjson
 
 from autopoiesis.arms.arm import Arm, Origin, State
-from autopoiesis.arms.files import file_name, policy_files, read_arm, write_arm, write_whole
+from autopoiesis.arms.files import file_name, policy_files, read_arm, write_arm
 from autopoiesis.arms.language import PolicyError
+from autopoiesis.atomic import write_atomically
 from autopoiesis.orchestrator.control_client import RefusedError
 from autopoiesis.orchestrator.orders import Orders
 from autopoiesis.orchestrator.registrar import NewArm, Said
@@ -36,7 +37,7 @@ def export_arms(register: Sequence[dict[str, Any]], folder: Path) -> list[Path]:
         folder.mkdir(parents=True, exist_ok=True)
         paths = [write_arm(arm, folder) for arm in arms]
         data = orjson.dumps({"arms": index}, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)
-        write_whole(folder / INDEX, data)
+        write_atomically(folder / INDEX, data)
     except OSError as error:
         raise FolderError(f"Cannot write to {folder}: {error.strerror or error}.") from None
     return [*paths, folder / INDEX]

@@ -24,6 +24,24 @@ from autopoiesis.twin.trace import Trace, TraceError, read_trace
 from autopoiesis.twin.warm import warm_up
 
 
+def traffic_and_fleet(
+    settings: Settings, trace_file: Path, replicas: int, speed: float, for_s: float | None
+) -> tuple[Trace, list[ReplicaSpec]]:
+    """Read what a trace file is to send, at that speed and for that long, and to which replicas.
+
+    Raises:
+        TraceError: the file cannot be read, or no request is left of it.
+    """
+    trace = read_trace(trace_file).speed(speed)
+    if for_s is not None:
+        trace = trace.slice(0.0, for_s)
+    if not len(trace):
+        raise TraceError(f"{trace_file}: no request is left of it; use a longer --for.")
+    names = settings.profile
+    fleet = [ReplicaSpec(f"replica-{i}", profile(names[i % len(names)])) for i in range(replicas)]
+    return trace, fleet
+
+
 def replay_command(
     settings: Settings,
     trace_file: Path,
@@ -43,13 +61,7 @@ def replay_command(
 
     A capacity file takes and gives replicas meanwhile; `speed` speeds both files up.
     """
-    trace = read_trace(trace_file).speed(speed)
-    if for_s is not None:
-        trace = trace.slice(0.0, for_s)
-    if not len(trace):
-        raise TraceError(f"{trace_file}: no request is left of it; use a longer --for.")
-    names = settings.profile
-    fleet = [ReplicaSpec(f"replica-{i}", profile(names[i % len(names)])) for i in range(replicas)]
+    trace, fleet = traffic_and_fleet(settings, trace_file, replicas, speed, for_s)
     _refuse_what_none_can_serve(trace_file, trace, fleet)
     course = None
     if capacity_file is not None:

@@ -31,7 +31,7 @@ from autopoiesis.replicas.fleet import (
     simulated_command,
     write_fleet,
 )
-from autopoiesis.replicas.probe import probe
+from autopoiesis.replicas.probe import answers, probe
 
 LONGEST_RUN_DIR = 90
 """Longest run directory in which a Unix socket's path still fits (the kernel allows 108 bytes)."""
@@ -179,7 +179,7 @@ class Supervisor:
         async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=2)) as session:
             while True:
                 waiting_for = {
-                    u: n for u, n in waiting_for.items() if not await _answers(session, u)
+                    u: n for u, n in waiting_for.items() if not await answers(session, u)
                 }
                 if not waiting_for and picker_socket.exists():
                     return
@@ -257,11 +257,3 @@ def _check_port(host: str, port: int, option: str) -> None:
             raise CannotStartError(
                 f"Cannot listen on {host}:{port}: {error.strerror}; give another port with {option}."
             ) from None
-
-
-async def _answers(session: aiohttp.ClientSession, url: str) -> bool:
-    try:
-        async with session.get(url) as answer:
-            return answer.status == 200
-    except (aiohttp.ClientError, TimeoutError, OSError):
-        return False

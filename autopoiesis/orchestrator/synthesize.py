@@ -18,6 +18,7 @@ from autopoiesis.orchestrator.control_access import NoTokenError
 from autopoiesis.orchestrator.growth import LESSONS, brief_of, errand_of, lessons_of
 from autopoiesis.orchestrator.orders import ordering
 from autopoiesis.orchestrator.registrar import NewArm, Said
+from autopoiesis.orchestrator.replay_command import traffic_and_fleet
 from autopoiesis.orchestrator.settings import Settings, SettingsError
 from autopoiesis.orchestrator.supervisor import (
     CannotStartError,
@@ -39,7 +40,6 @@ from autopoiesis.telemetry.store import Store, TelemetryError
 from autopoiesis.twin.latency import profile
 from autopoiesis.twin.recorded import observed
 from autopoiesis.twin.simulation import ReplicaSpec
-from autopoiesis.twin.trace import TraceError, read_trace
 
 USUAL_WINDOWS = 12
 FEWEST_WINDOWS = 3
@@ -91,13 +91,7 @@ def synthesize_on_trace(
     quiet: bool,
 ) -> CycleReport:
     """Run one cycle on the newest windows of a trace, against the human arms; nothing is kept."""
-    trace = read_trace(trace_file).speed(speed)
-    if for_s is not None:
-        trace = trace.slice(0.0, for_s)
-    if not len(trace):
-        raise TraceError(f"{trace_file}: no request is left of it; use a longer --for.")
-    names = settings.profile
-    fleet = [ReplicaSpec(f"replica-{i}", profile(names[i % len(names)])) for i in range(replicas)]
+    trace, fleet = traffic_and_fleet(settings, trace_file, replicas, speed, for_s)
     trigger = Trigger("operator", 0, time.time(), f"asked by hand on {trace.name}")
     brief = brief_of(trigger, trace, fleet, seed_arms(), (), settings)
     row = _run(brief, errand_of(settings, *_instance(settings)), None, quiet)

@@ -12,7 +12,7 @@ from autopoiesis.orchestrator.child import Child
 from autopoiesis.orchestrator.settings import Settings
 from autopoiesis.replicas.devices import Place, gpus, places, usable_cores
 from autopoiesis.replicas.fleet import Member, free_ports
-from autopoiesis.replicas.probe import ProbeError, Server, probe
+from autopoiesis.replicas.probe import ProbeError, Server, answers, probe
 from autopoiesis.replicas.vllm_process import Vllm, describe, stage, tail
 
 TELL_S = 10.0
@@ -53,8 +53,9 @@ async def bring_up(settings: Settings, start: Start, say: Say) -> tuple[Member, 
     told_s = began_s
     while any(s.server is None for s in starting):
         await asyncio.sleep(POLL_S)
-        for one in starting:
-            await _look(one, vllm, began_s)
+        async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=2)) as session:
+            for one in starting:
+                await _look(one, vllm, began_s, session)
         now_s = time.monotonic()
         if now_s - began_s > settings.vllm_start_s:
             late = next(s for s in starting if s.server is None)
@@ -93,13 +94,13 @@ async def _start(
     return _Starting(member, child, log, log_from)
 
 
-async def _look(one: _Starting, vllm: Vllm, began_s: float) -> None:
+async def _look(one: _Starting, vllm: Vllm, began_s: float, session: aiohttp.ClientSession) -> None:
     if one.server is not None:
         return
     if one.child.deaths:
         cause = vllm.why_it_failed(_log(one))
         raise ReplicaFailedError(f"{one.member.name} did not start: {cause} (log: {one.log})")
-    if await answers(f"{one.member.url}/health"):
+    if await answers(session, f"{one.member.url}/health"):
         try:
             one.server = await probe(one.member.url)
         except ProbeError:
@@ -123,13 +124,3 @@ def _check_alike(starting: Sequence[_Starting]) -> None:
                 f"{other.member.name} serves {', '.join(other.server.models)} and "
                 f"{first.member.name} {', '.join(first.server.models)}; replicas of one fleet serve one model"
             )
-
-
-async def answers(url: str) -> bool:
-    """Tell whether a GET of this URL gives 200 within two seconds."""
-    try:
-        timeout = aiohttp.ClientTimeout(total=2)
-        async with aiohttp.ClientSession(timeout=timeout) as session, session.get(url) as answer:
-            return answer.status == 200
-    except (aiohttp.ClientError, TimeoutError, OSError):
-        return False

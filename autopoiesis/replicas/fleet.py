@@ -1,6 +1,5 @@
 """The fleet: who is in it, where, and how to start those that are simulated here."""
 
-import os
 import re
 import socket
 import sys
@@ -11,6 +10,8 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 import orjson
+
+from autopoiesis.atomic import write_atomically
 
 _ADDRESS = re.compile(r"(?:[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\]):(\d{1,5})")
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,63}")
@@ -62,12 +63,8 @@ class Member:
 def write_fleet(path: Path, members: Sequence[Member]) -> None:
     """Write the fleet file whole or not at all: a reader sees the old one or the new one."""
     _check_distinct(members)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with temporary.open("wb") as file:
-        file.write(orjson.dumps([asdict(member) for member in members], option=orjson.OPT_INDENT_2))
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    data = orjson.dumps([asdict(member) for member in members], option=orjson.OPT_INDENT_2)
+    write_atomically(path, data, durable=True)
 
 
 def read_fleet(path: Path) -> tuple[Member, ...]:

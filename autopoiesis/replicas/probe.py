@@ -80,6 +80,15 @@ async def probe(url: str, timeout_s: float = TIMEOUT_S, api_key: str = "") -> Se
     )
 
 
+async def answers(session: aiohttp.ClientSession, url: str) -> bool:
+    """Tell whether a GET of this URL gives 200 within the session's time limit."""
+    try:
+        async with session.get(url) as answer:
+            return answer.status == 200
+    except (aiohttp.ClientError, TimeoutError, OSError):
+        return False
+
+
 async def _numeric(base: str) -> str:
     """Resolve the host: load balancers take numeric addresses only."""
     parts = urlsplit(base)

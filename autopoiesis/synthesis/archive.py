@@ -15,6 +15,7 @@ import numpy as np
 import orjson
 
 from autopoiesis.arms.language import PolicyError, verify
+from autopoiesis.atomic import write_atomically
 from autopoiesis.synthesis.behaviour import Behaviour, Cell
 from autopoiesis.synthesis.brief import Brief
 from autopoiesis.synthesis.complement import by_complement
@@ -167,11 +168,9 @@ class Archive:
     def save(self, path: Path) -> None:
         """Write the archive, whole or not at all; a sentence in `remark` if it cannot be written."""
         plain = {"version": VERSION, "regimes": [asdict(regime) for regime in self.regimes]}
-        draft = path.with_name(f"{path.name}.new")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            draft.write_bytes(orjson.dumps(plain, default=list))
-            draft.replace(path)
+            write_atomically(path, orjson.dumps(plain, default=list))
         except OSError as error:
             self.remark = f"The archive {path} cannot be written: {error.strerror}."
 

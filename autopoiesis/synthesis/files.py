@@ -12,6 +12,7 @@ import numpy as np
 
 from autopoiesis.arms.arm import Origin
 from autopoiesis.arms.language import thought_of
+from autopoiesis.atomic import write_atomically
 from autopoiesis.synthesis.brief import Brief, BriefError
 from autopoiesis.synthesis.letter import letter
 from autopoiesis.synthesis.proposer import Account, Parent, Proposal
@@ -89,10 +90,8 @@ def _tried(path: Path) -> str:
 
 def _write(path: Path, text: str) -> None:
     """Write a file whole or not at all."""
-    draft = path.with_name(path.name + ".new")
     try:
-        draft.write_text(text)
-        draft.replace(path)
+        write_atomically(path, text.encode())
     except OSError as error:
         raise BriefError(
             f"Cannot write {path}: {error.strerror}; make the folder writable."

@@ -210,8 +210,7 @@ class _Residuals:
     ) -> None:
         self.model = model
         self.origin = model.origin(http_s)
-        self.source = recordings, rows
-        self._recordings = recordings
+        self.recordings, self.rows = recordings, rows
         self._seen = [
             tuple(np.isfinite(x) & (x > 0.0) & m for x in (r.ttft_s, r.tpot_s))
             for r, m in zip(recordings, rows, strict=True)
@@ -225,7 +224,7 @@ class _Residuals:
         """Return the residuals of the requests: of each replica, first those of TTFT."""
         profile, speeds = self.model.profile(theta), self.model.speeds(theta)
         parts: list[Floats] = []
-        for r, (first, later) in zip(self._recordings, self._seen, strict=True):
+        for r, (first, later) in zip(self.recordings, self._seen, strict=True):
             ttft_s, tpot_s, _ = replay(r, profile, speeds[r.replica])
             parts += [
                 np.log(ttft_s[first] / r.ttft_s[first]),
@@ -251,9 +250,9 @@ class _Residuals:
 
     def _blocks_of_time(self) -> NDArray[np.int64]:
         """Return the block of each request's residual."""
-        last_s = max(float(r.trace.arrival_s[-1]) for r in self._recordings)
+        last_s = max(float(r.trace.arrival_s[-1]) for r in self.recordings)
         blocks: list[NDArray[np.int64]] = []
-        for r, (first, later) in zip(self._recordings, self._seen, strict=True):
+        for r, (first, later) in zip(self.recordings, self._seen, strict=True):
             block = (r.trace.arrival_s / max(last_s, 1e-9) * BLOCKS).astype(np.int64)
             blocks += [block[first], block[later]]
         return np.concatenate(blocks)
@@ -343,7 +342,9 @@ def _result(
         Coefficient("client.request_s", before.client.request_s, http_s, http_s / down, http_s * up)
     )
     as_it_was = _Model(before, (), model.replicas)
-    then = _Residuals(as_it_was, *residuals.source, before.client.request_s or 1e-6)
+    then = _Residuals(
+        as_it_was, residuals.recordings, residuals.rows, before.client.request_s or 1e-6
+    )
     return Calibration(
         profile=profile,
         coefficients=tuple(coefficients),

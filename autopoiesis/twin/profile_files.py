@@ -1,11 +1,11 @@
 """Profiles as JSON files: the fields of `profiles.json`, for one profile."""
 
 import json
-import os
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any, cast
 
+from autopoiesis.atomic import write_atomically
 from autopoiesis.twin.latency import ClientOverhead, Profile, StepModel
 
 
@@ -16,9 +16,7 @@ class ProfileError(ValueError):
 def write_profile(profile: Profile, path: Path) -> None:
     """Write a profile, whole or not at all."""
     text = json.dumps(asdict(profile), indent=1, allow_nan=False) + "\n"
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(text, "utf-8")
-    temporary.replace(path)
+    write_atomically(path, text.encode())
 
 
 def read_profile(path: Path) -> Profile:

@@ -1,6 +1,5 @@
 """Traces: the requests of a span of real traffic, as flat arrays."""
 
-import os
 from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
@@ -11,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from autopoiesis.atomic import replaced
 from autopoiesis.twin.trace_columns import TraceError
 from autopoiesis.twin.trace_formats import read_columns
 from autopoiesis.twin.trace_parquet import HASHED_IDS
@@ -99,12 +99,12 @@ class Trace:
     def slice(self, from_s: float, to_s: float) -> "Trace":
         """Return the requests that arrive in [from_s, to_s), their times counted from `from_s`."""
         first, last = np.searchsorted(self.arrival_s, [from_s, to_s])
-        part = self._rows(int(first), int(last))
+        part = self.select(np.arange(first, max(first, last)))
         return replace(part, arrival_s=part.arrival_s - from_s)
 
     def head(self, n: int) -> "Trace":
         """Return the first n requests."""
-        return self._rows(0, min(max(n, 0), len(self)))
+        return self.select(np.arange(min(max(n, 0), len(self))))
 
     def select(self, rows: NDArray[np.integer[Any]]) -> "Trace":
         """Return some of the requests, their times as they are; `rows` must rise."""
@@ -126,23 +126,6 @@ class Trace:
         if not factor > 0:
             raise TraceError(f"a trace's speed must be above 0, not {factor}")
         return replace(self, arrival_s=self.arrival_s / factor)
-
-    def _rows(self, first: int, last: int) -> "Trace":
-        last = max(first, last)
-        start = self.block_start[first : last + 1]
-        rows = slice(first, last)
-        return Trace(
-            arrival_s=self.arrival_s[rows],
-            input_tokens=self.input_tokens[rows],
-            output_tokens=self.output_tokens[rows],
-            max_output_tokens=self.max_output_tokens[rows],
-            session=self.session[rows],
-            priority=self.priority[rows],
-            block_start=start - start[0],
-            blocks=self.blocks[start[0] : start[-1]],
-            block_tokens=self.block_tokens,
-            name=self.name,
-        )
 
     def summary(self) -> TraceSummary:
         """Describe the trace; NaN where too few requests say nothing."""
@@ -248,11 +231,8 @@ def write_trace(trace: Trace, path: str | PathLike[str]) -> None:
     )
     metadata = {b"block_size_tokens": str(trace.block_tokens).encode(), HASHED_IDS: b"true"}
     target = Path(path)
-    unfinished = target.with_name(f".{target.name}.{os.getpid()}")
     try:
-        pq.write_table(table.replace_schema_metadata(metadata), unfinished, compression="zstd")
-        unfinished.replace(target)
+        with replaced(target) as draft:
+            pq.write_table(table.replace_schema_metadata(metadata), draft, compression="zstd")
     except OSError as error:
         raise TraceError(f"{target}: cannot be written ({error.strerror})") from error
-    finally:
-        unfinished.unlink(missing_ok=True)

@@ -100,8 +100,8 @@ def cases(draw: st.DrawFn) -> Case:
     return Case(profile, entry_tokens, arrivals)
 
 
-def trace_of(case: Case) -> Trace:
-    arrival_s, inputs, outputs, hashes, priority = zip(*case.arrivals, strict=True)
+def trace_of(arrivals: list[Arrival], entry_tokens: int) -> Trace:
+    arrival_s, inputs, outputs, hashes, priority = zip(*arrivals, strict=True)
     n = len(arrival_s)
     return Trace(
         arrival_s=np.array(arrival_s, float),
@@ -112,14 +112,18 @@ def trace_of(case: Case) -> Trace:
         priority=np.array(priority, float),
         block_start=np.cumsum([0, *(len(h) for h in hashes)], dtype=np.int64),
         blocks=np.array([b for h in hashes for b in h], np.int64),
-        block_tokens=case.entry_tokens or 16,
+        block_tokens=entry_tokens or 16,
         name="small",
     )
 
 
 def simulated(case: Case, *, jumps: bool) -> tuple[list[Served], int]:
     simulation = Simulation(
-        trace_of(case), [ReplicaSpec("r", case.profile)], Objective(), seed=0, jumps=jumps
+        trace_of(case.arrivals, case.entry_tokens),
+        [ReplicaSpec("r", case.profile)],
+        Objective(),
+        seed=0,
+        jumps=jumps,
     )
     simulation.allocate([SimCell(LEAST_IN_FLIGHT, (0,), tuple(range(64)))])
     simulation.advance(math.inf)

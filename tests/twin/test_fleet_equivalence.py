@@ -8,12 +8,11 @@ import os
 from contextlib import suppress
 from dataclasses import dataclass
 
-import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from reference_fleet import Arrival, ReferenceFleet
-from test_engine_equivalence import step_models
+from test_engine_equivalence import step_models, trace_of
 
 from autopoiesis.arms.compiler import compile_policy
 from autopoiesis.arms.language import verify
@@ -22,7 +21,6 @@ from autopoiesis.twin.capacity import Action, CapacityChange, ReplicaSpec
 from autopoiesis.twin.latency import Profile
 from autopoiesis.twin.outcome import Status
 from autopoiesis.twin.simulation import SimCell, Simulation
-from autopoiesis.twin.trace import Trace
 
 EXAMPLES = int(os.environ.get("TWIN_EXAMPLES", "200"))
 
@@ -96,26 +94,9 @@ def cases(draw: st.DrawFn) -> Case:
     )
 
 
-def trace_of(case: Case) -> Trace:
-    arrival_s, inputs, outputs, hashes, priority = zip(*case.arrivals, strict=True)
-    n = len(arrival_s)
-    return Trace(
-        arrival_s=np.array(arrival_s, float),
-        input_tokens=np.array(inputs, np.int64),
-        output_tokens=np.array(outputs, np.int64),
-        max_output_tokens=np.full(n, 4096, np.int64),
-        session=np.zeros(n, np.int64),
-        priority=np.array(priority, float),
-        block_start=np.cumsum([0, *(len(h) for h in hashes)], dtype=np.int64),
-        blocks=np.array([b for h in hashes for b in h], np.int64),
-        block_tokens=case.entry_tokens or 16,
-        name="small",
-    )
-
-
 def simulated(case: Case, *, jumps: bool) -> Simulation:
     simulation = Simulation(
-        trace_of(case),
+        trace_of(case.arrivals, case.entry_tokens),
         case.specs,
         Objective(),
         seed=0,

@@ -11,12 +11,14 @@ become better or worse is seen to.
 
 import math
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import orjson
 
+from autopoiesis.atomic import write_atomically
 from autopoiesis.synthesis.llm.settings import LlmSettings
 
 FULL_GAIN = 0.05
@@ -87,12 +89,9 @@ class ModelChoice:
 
     def save(self) -> None:
         """Keep what is known; an unwritable file costs only the memory."""
-        draft = self._path.with_suffix(".new")
-        try:
-            draft.write_bytes(orjson.dumps({m: asdict(r) for m, r in self.records.items()}))
-            draft.replace(self._path)
-        except OSError:
-            draft.unlink(missing_ok=True)
+        data = orjson.dumps({m: asdict(r) for m, r in self.records.items()})
+        with suppress(OSError):
+            write_atomically(self._path, data)
 
     def _expected_cost(self, model: str) -> float:
         return self._settings.cost_usd(model, *USUAL_TOKENS)

@@ -6,7 +6,6 @@ processes may use one ledger.
 """
 
 import fcntl
-import os
 import time
 import uuid
 from collections.abc import Callable, Generator
@@ -18,6 +17,7 @@ from typing import Any
 
 import orjson
 
+from autopoiesis.atomic import write_atomically
 from autopoiesis.synthesis.llm.settings import LlmSettings
 
 
@@ -131,14 +131,9 @@ class Ledger:
         return kept if kept.day >= today else _Day(today)
 
     def _write(self, day: _Day) -> None:
-        draft = self._path.with_suffix(".new")
         plain = {"day": day.day, "settled": asdict(day.settled)}
         plain["reserved"] = {name: asdict(amount) for name, amount in day.reserved.items()}
-        with draft.open("wb") as file:
-            file.write(orjson.dumps(plain))
-            file.flush()
-            os.fsync(file.fileno())
-        draft.replace(self._path)
+        write_atomically(self._path, orjson.dumps(plain), durable=True)
 
 
 def _within(amount: float, limit: float, unit: str, setting: str, when: str) -> None:
