@@ -10,13 +10,14 @@ import time
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from hashlib import sha256
 from importlib.resources import files
 from pathlib import Path
 
 import duckdb
 from duckdb import DuckDBPyConnection as Connection
 
-MIGRATIONS = ("schema.sql", "schema_2.sql")
+MIGRATIONS = ("schema.sql", "schema_2.sql", "schema_3.sql")
 """Package files; file n brings schema version n to n + 1."""
 SCHEMA_VERSION = len(MIGRATIONS)
 
@@ -119,13 +120,18 @@ def _version(connection: Connection, path: Path) -> int:
 
 
 def _migrate(connection: Connection, path: Path, clock: Callable[[], float]) -> None:
+    """Bring schema and views up to date; a file that is so already is not written to, a full disk or not."""
     version = _version(connection, path)
+    views = package_sql("views.sql")
+    views_hash = sha256(views.encode()).hexdigest()
+    if version == SCHEMA_VERSION and _views_hash(connection) == views_hash:
+        return
     connection.begin()
     for step in MIGRATIONS[version:]:
         connection.execute(package_sql(step))
     if version == 0:
         connection.execute(
-            "insert into meta values (?, ?, ?)",
+            "insert into meta (schema_version, engine_version, created_at) values (?, ?, ?)",
             [
                 SCHEMA_VERSION,
                 duckdb.__version__,
@@ -134,10 +140,16 @@ def _migrate(connection: Connection, path: Path, clock: Callable[[], float]) -> 
         )
     elif version < SCHEMA_VERSION:
         connection.execute("update meta set schema_version = ?", [SCHEMA_VERSION])
-    connection.execute(package_sql("views.sql"))
+    connection.execute(views)
+    connection.execute("update meta set views = ?", [views_hash])
     connection.commit()
     if version < SCHEMA_VERSION:
         connection.checkpoint()
+
+
+def _views_hash(connection: Connection) -> str:
+    row = connection.execute("select views from meta").fetchone()
+    return str(row[0]) if row else ""
 
 
 def package_sql(name: str) -> str:

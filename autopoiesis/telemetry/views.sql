@@ -1,5 +1,5 @@
 -- The views are the promise to people: their columns stay, the tables below them may change.
--- They are made anew at every start.
+-- They are made anew by the first start after they have changed.
 
 create or replace view arm_scores as
 with latest as (

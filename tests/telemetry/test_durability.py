@@ -428,3 +428,11 @@ def test_nothing_is_left_to_complain_at_exit(tmp_path: Path) -> None:
     )
     assert done.stderr == ""
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_opening_a_file_that_is_up_to_date_writes_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "telemetry.duckdb"
+    Store.open(path).close()
+    before = path.read_bytes()
+    Store.open(path).close()
+    assert path.read_bytes() == before
