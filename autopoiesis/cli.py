@@ -9,6 +9,7 @@ import typer
 
 from autopoiesis import __version__
 from autopoiesis.cli_arms import arms_app
+from autopoiesis.cli_bench import bench
 from autopoiesis.cli_control import control_app
 from autopoiesis.cli_options import (
     FAILED,
@@ -48,6 +49,7 @@ app.add_typer(control_app, name="control")
 app.add_typer(traces_app, name="traces")
 app.add_typer(twin_app, name="twin")
 app.command()(synthesize)
+app.command()(bench)
 
 
 def _show_version(wanted: bool) -> None:

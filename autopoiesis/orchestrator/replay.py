@@ -181,11 +181,14 @@ def run_online(
     evolve: Evolve | None = None,
     settings: LoopSettings | None = None,
     tell: Progress | None = None,
+    *,
+    cycle_s: float = 0.0,
 ) -> OnlineRun:
     """Let the window loop drive the twin through the trace.
 
     As in a live fleet it is told at the end of each window which replicas take requests: those get
     the next window's cells. One that is lost within a window leaves its cell smaller until then.
+    What a synthesis cycle makes is there `cycle_s` after it was asked, at the end of a window.
     """
     tell = tell or _say_nothing
     loop = WindowLoop(registry, objective, seed, settings)
@@ -193,6 +196,8 @@ def run_online(
     there = ready(simulation)
     settled: list[Settled] = []
     created = 0
+    made: Sequence[Newcomer] | None = None
+    there_s = 0.0
     windows = _windows(trace, window_s)
     for window in range(windows):
         tell("online", window / windows)
@@ -205,20 +210,28 @@ def run_online(
         done = loop.settle(seen)
         if done is not None:
             settled.append(done)
-        if done is None or done.trigger is None or evolve is None:
-            continue
-        recent = trace.slice(max(ended_s - SYNTHESIS_WINDOWS * window_s, 0.0), ended_s)
-        request = Request(
-            done.trigger, recent, window_s, there, objective, registry.serving(), seed + window
-        )
-        for newcomer in evolve(request):
-            known = {a.id for a in registry.all()}
-            arm = registry.add(replace(newcomer.arm, state=State.SHADOW))
-            if arm.id not in known:
-                loop.welcome(arm.id, newcomer.like, newcomer.gain, newcomer.pseudo_count)
-                created += 1
-        loop.triggers.ended(ended_s)
+        if done is not None and done.trigger is not None and evolve is not None:
+            recent = trace.slice(max(ended_s - SYNTHESIS_WINDOWS * window_s, 0.0), ended_s)
+            request = Request(
+                done.trigger, recent, window_s, there, objective, registry.serving(), seed + window
+            )
+            loop.triggers.began()
+            made, there_s = evolve(request), ended_s + cycle_s
+        if made is not None and ended_s >= there_s:
+            created += _take_in(made, registry, loop)
+            made = None
+            loop.triggers.ended(ended_s)
     return OnlineRun(fleet.to_the_end(simulation), tuple(settled), created)
+
+
+def _take_in(made: Sequence[Newcomer], registry: Registry, loop: WindowLoop) -> int:
+    """Let new arms into shadow; return how many were not known."""
+    known = {a.id for a in registry.all()}
+    for newcomer in made:
+        arm = registry.add(replace(newcomer.arm, state=State.SHADOW))
+        if arm.id not in known:
+            loop.welcome(arm.id, newcomer.like, newcomer.gain, newcomer.pseudo_count)
+    return len({newcomer.arm.id for newcomer in made} - known)
 
 
 def sim_cells(

@@ -1,0 +1,1 @@
+"""The controlled comparison: scenarios, contestants, measures, and what came of it."""

@@ -1,0 +1,160 @@
+"""The same comparison on real processes: `serve` with simulated replicas, loaded over HTTP.
+
+What the twin leaves out is in here: Envoy, the picker's own time, scraping, and windows that end
+on a real clock. Times are wall time, so one unit runs at a time and results differ from run to run.
+"""
+
+import asyncio
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from autopoiesis.arms.seeds import seed_arms
+from autopoiesis.evaluation.contestants import OURS, SWITCHING, Ran
+from autopoiesis.evaluation.effort import Spent
+from autopoiesis.evaluation.scenario import Situation
+from autopoiesis.gateway.load import replay_load
+from autopoiesis.gateway.load_summary import SHED, Answer
+from autopoiesis.orchestrator.replay_fleet import Served
+from autopoiesis.replicas.fleet import free_ports
+from autopoiesis.twin.outcome import Outcome, Status
+
+START_S = 180.0
+"""Longest start of an instance; the first on a machine compiles kernels."""
+STOP_S = 60.0
+
+
+class LiveError(RuntimeError):
+    """An instance could not be started, or stopped serving; one sentence says so."""
+
+
+@dataclass(frozen=True, slots=True)
+class Instance:
+    """A running gateway."""
+
+    url: str
+    folder: Path
+
+
+def live(name: str, situation: Situation) -> Ran:
+    """Serve a situation's whole trace over HTTP under one contestant.
+
+    A `human/NAME` is ordered to hold the whole fleet; the learning system decides by itself, with the
+    genetic synthesizer or without one.
+
+    Raises LiveError.
+    """
+    synthesizer = "genetic" if name == OURS else "none"
+    with tempfile.TemporaryDirectory(prefix="autopoiesis-live-") as folder:
+        with serving(situation, Path(folder), synthesizer) as instance:
+            if name not in {OURS, SWITCHING}:
+                _command("control", "allocate", name.partition("/")[2], "--data-dir", folder)
+            answers: list[Answer] = []
+            asyncio.run(replay_load(situation.trace, instance.url, on_done=answers.append))
+    outcome = outcome_of(situation, answers)
+    replica_s = len(situation.fleet.replicas) * situation.trace.duration_s
+    return Ran(Served(outcome, replica_s), Spent())
+
+
+@contextmanager
+def serving(situation: Situation, folder: Path, synthesizer: str) -> Iterator[Instance]:
+    """Start an instance with simulated replicas like the situation's, and stop it afterwards."""
+    port, control = free_ports(2)
+    profiles = [word for r in situation.fleet.replicas for word in ("--profile", r.profile.name)]
+    with (folder / "serve.log").open("wb") as log:
+        process = subprocess.Popen(
+            [
+                *_AUTOPOIESIS, "serve", "--simulate", str(len(situation.fleet.replicas)), *profiles,
+                "--port", str(port), "--control-port", str(control), "--data-dir", str(folder),
+                "--window", f"{situation.window_s:g}", "--slo-ttft", f"{situation.objective.slo_ttft_s:g}",
+                "--slo-tpot", f"{situation.objective.slo_tpot_s:g}", "--synthesizer", synthesizer,
+                "--seed", str(situation.seed),
+            ],
+            stdout=log, stderr=log,
+        )  # fmt: skip
+        try:
+            url = f"http://127.0.0.1:{port}"
+            _wait_until_it_serves(process, url, folder)
+            yield Instance(url, folder)
+        finally:
+            process.send_signal(signal.SIGTERM)
+            try:
+                process.wait(STOP_S)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+
+_AUTOPOIESIS = (sys.executable, "-m", "autopoiesis")
+
+
+def _wait_until_it_serves(process: "subprocess.Popen[bytes]", url: str, folder: Path) -> None:
+    until_s = time.monotonic() + START_S
+    while time.monotonic() < until_s:
+        if process.poll() is not None:
+            said = (folder / "serve.log").read_text("utf-8", "replace").strip().splitlines()
+            raise LiveError(f"serve ended before it was ready: {said[-1] if said else 'no word'}")
+        try:
+            with urllib.request.urlopen(f"{url}/v1/models", timeout=2.0):  # noqa: S310 - our own child
+                return
+        except (urllib.error.URLError, OSError):
+            time.sleep(0.2)
+    raise LiveError(f"serve was not ready after {START_S:g} s")
+
+
+def _command(*arguments: str) -> None:
+    done = subprocess.run(
+        [*_AUTOPOIESIS, *arguments], capture_output=True, text=True, check=False, timeout=60.0
+    )
+    if done.returncode:
+        raise LiveError(f"autopoiesis {' '.join(arguments[:2])} failed: {done.stderr.strip()}")
+
+
+def outcome_of(situation: Situation, answers: Sequence[Answer]) -> Outcome:
+    """Return what clients saw, in the twin's terms; times count from when each request was due.
+
+    How late the generator sent a request is not held against the gateway.
+    """
+    trace = situation.trace
+    n = len(trace)
+    first_s, end_s = np.full(n, np.nan), np.full(n, np.nan)
+    status = np.full(n, int(Status.FAILED))
+    tokens = trace.output_tokens.copy()
+    for a in answers:
+        if a.complete:
+            status[a.index] = Status.COMPLETED
+            tokens[a.index] = max(a.output_tokens, 1)
+            end_s[a.index] = trace.arrival_s[a.index] + a.e2e_s
+            if a.ttft_s is not None:
+                first_s[a.index] = trace.arrival_s[a.index] + a.ttft_s
+        elif a.status == SHED:
+            status[a.index] = Status.SHED
+    nothing = np.full(n, -1)
+    return Outcome(
+        arrival_s=trace.arrival_s,
+        input_tokens=trace.input_tokens,
+        output_tokens=tokens,
+        shard=np.zeros(n, np.int64),
+        cell=nothing,
+        replica=nothing,
+        dispatched_s=first_s,
+        first_token_s=first_s,
+        finished_s=end_s,
+        status=status,
+        cached_tokens=np.zeros(n, np.int64),
+    )
+
+
+def live_contestants() -> tuple[str, ...]:
+    """Return who takes part: every human arm, and the learning system without and with evolution."""
+    return (*(f"human/{arm.name}" for arm in seed_arms()), SWITCHING, OURS)

@@ -1,0 +1,258 @@
+"""Who plans the paper's clusters: fixed, tuned, evolved once, switching, evolving; none sees what comes.
+
+The past that may be learned from is the cluster's other trace. While serving, candidates are judged in
+the twin from the present state: how soon would what has arrived be done? That is known when it is asked.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from autopoiesis.arms.migration import Order
+from autopoiesis.arms.slow_features import FleetFeatures, WindowFeatures
+from autopoiesis.evaluation.contestants import FROZEN, HARMFUL, ORACLE, OURS, SWITCHING
+from autopoiesis.evaluation.effort import Spent
+from autopoiesis.evaluation.slow_search import Genome, child, policy_of, search, seeds, varied
+from autopoiesis.evaluation.total_time import (
+    LIMIT_S,
+    Answer,
+    State,
+    Workload,
+    run,
+    total_time,
+)
+
+AGAIN = 0.5
+"""Share of a phase that is expected to come once more after it, as it is."""
+HYSTERESIS = 0.02
+"""Share of the remaining time by which another policy must be better to take over."""
+PARENTS = 6
+"""Best policies that are bred from."""
+LOOK_STEPS = 4
+"""Steps after which candidates are compared although nothing has changed."""
+
+
+@dataclass(frozen=True, slots=True)
+class SlowEffort:
+    """How much a search may try."""
+
+    past_tries: int = 200
+    """Policies tried on the past, by evolution or for each arm that is tuned."""
+    tries: int = 24
+    """New policies tried at each look while serving."""
+
+
+@dataclass(frozen=True, slots=True)
+class Planned:
+    """What came of a workload."""
+
+    state: State
+    spent: Spent
+    said: str = ""
+    promoted: int = 0
+    harmful: int = 0
+
+
+SlowContestant = Callable[[Workload, Workload, SlowEffort, int], Planned]
+"""From a workload, the past, the effort and a seed to what came of it."""
+
+
+def fixed(genome: Genome) -> SlowContestant:
+    """Return one policy from beginning to end."""
+    return lambda work, _past, _effort, _seed: Planned(_alone(work, genome), Spent(), genome.name)
+
+
+def _alone(work: Workload, genome: Genome) -> State:
+    policy = policy_of(genome)
+
+    def decide(state: State, window: WindowFeatures, fleet: FleetFeatures) -> tuple[Answer, Order]:
+        return policy.decide(window, fleet, state.plan), policy.order
+
+    return total_time(work, decide)
+
+
+def _past_cost(past: Workload, spent: Spent) -> Callable[[Genome], float]:
+    def cost(genome: Genome) -> float:
+        with spent.thinking():
+            spent.replays += 1
+            return _alone(past, genome).now_s
+
+    return cost
+
+
+def tuned(genome: Genome) -> SlowContestant:
+    """Return a seed with the numbers and limits that are best on the past."""
+
+    def serve(work: Workload, past: Workload, effort: SlowEffort, seed: int) -> Planned:
+        spent, rng = Spent(), np.random.default_rng([seed, 9])
+        best = search(
+            [genome],
+            _past_cost(past, spent),
+            effort.past_tries,
+            rng,
+            lambda elite, r: varied(elite[int(r.integers(len(elite)))], r),
+        )[0]
+        return Planned(_alone(work, best), spent, best.name)
+
+    return serve
+
+
+def frozen(work: Workload, past: Workload, effort: SlowEffort, seed: int) -> Planned:
+    """Evolve on the past, then keep the best of it."""
+    spent = Spent()
+    best = _evolved_on(past, effort, seed, spent)[0]
+    return Planned(_alone(work, best), spent, best.name)
+
+
+def _evolved_on(past: Workload, effort: SlowEffort, seed: int, spent: Spent) -> list[Genome]:
+    rng = np.random.default_rng([seed, 10])
+    return search([*seeds().values()], _past_cost(past, spent), effort.past_tries, rng)
+
+
+def outlook(work: Workload, state: State) -> Workload:
+    """Return what is known to be ahead: what is left of the phase, and part of it once more.
+
+    Prompts have arrived, so their lengths are known; of outputs only what finished last. The GPUs
+    there are now are taken to stay.
+    """
+    batch = replace(work.batches[state.phase], output_tokens=state.output_tokens)
+    again = replace(batch, requests=tuple(AGAIN * n for n in batch.requests))
+    pools = tuple(
+        replace(pool, count=work.cluster.available(pool.gpu, state.now_s))
+        for pool in work.cluster.pools
+    )
+    cluster = replace(work.cluster, pools=pools, elastic=False)
+    return Workload(cluster, (batch, again), work.costs)
+
+
+@dataclass(frozen=True, slots=True)
+class Living:
+    """Policies that are chosen anew while serving, and bred too if it evolves."""
+
+    evolves: bool = True
+    sees: Callable[[Workload, State], Workload] = outlook
+
+    def __call__(self, work: Workload, past: Workload, effort: SlowEffort, seed: int) -> Planned:
+        """Serve the workload."""
+        spent = Spent()
+        population = [*seeds().values()]
+        if self.evolves:
+            population = [*_evolved_on(past, effort, seed, spent), *population]
+        mind = _Mind(
+            work,
+            list(dict.fromkeys(population)),
+            effort.tries if self.evolves else 0,
+            np.random.default_rng([seed, 11]),
+            spent,
+            self.sees,
+        )
+        state = total_time(work, mind.decide)
+        chosen = "\n".join(f"{swap.at.now_s:.0f} s: {swap.new.name}" for swap in mind.swaps)
+        harmful = sum(is_harmful(work, swap) for swap in mind.swaps)
+        return Planned(state, spent, chosen, len(mind.swaps), harmful)
+
+
+@dataclass(frozen=True, slots=True)
+class Swap:
+    """One policy in place of another."""
+
+    at: State
+    old: Genome
+    new: Genome
+
+
+def is_harmful(work: Workload, swap: Swap) -> bool:
+    """Tell whether what came after would have taken longer with the new policy alone; hindsight."""
+
+    def left_s(genome: Genome) -> float:
+        state = swap.at.copy()
+        policy = policy_of(genome)
+        run(work, state, lambda at, w, f: (policy.decide(w, f, at.plan), policy.order), LIMIT_S)
+        return state.now_s - swap.at.now_s
+
+    return left_s(swap.new) > (1.0 + HARMFUL) * left_s(swap.old)
+
+
+@dataclass(slots=True)
+class _Mind:
+    """The choice among policies, asked after each monitoring step."""
+
+    work: Workload
+    population: list[Genome]
+    tries: int
+    rng: np.random.Generator
+    spent: Spent
+    sees: Callable[[Workload, State], Workload]
+    swaps: list[Swap] = field(default_factory=list[Swap])
+    _seen: tuple[int, int, int] = (0, 0, 0)
+    _steps: int = 0
+
+    def decide(
+        self, state: State, window: WindowFeatures, fleet: FleetFeatures
+    ) -> tuple[Answer, Order]:
+        """Choose a policy if something has changed, then ask it; what choosing took is charged."""
+        now = (state.phase, sum(g.available for g in fleet.gpus), round(state.output_tokens))
+        self._steps += 1
+        took_s = 0.0
+        cold = not state.plan.groups
+        if not cold and (now != self._seen or self._steps >= LOOK_STEPS):
+            before_s = self.spent.cpu_s
+            with self.spent.thinking():
+                self._look(state)
+            took_s = self.spent.cpu_s - before_s if self.sees is outlook else 0.0
+            self.spent.cycles += 1
+            self._seen, self._steps = now, 0
+        policy = policy_of(self.current)
+        answer = policy.decide(window, fleet, state.plan)
+        return Answer(answer.plan, answer.cpu_s + took_s), policy.order
+
+    @property
+    def current(self) -> Genome:
+        """The policy in charge; at first the best of the past."""
+        return self.swaps[-1].new if self.swaps else self.population[0]
+
+    def _look(self, state: State) -> None:
+        """Compare the population on what is to be done now; breed from the best of it."""
+        ahead = self.sees(self.work, state)
+        costs = {g: self._cost(ahead, state, g) for g in {*self.population, self.current}}
+        best = sorted(costs, key=lambda g: costs[g])[:PARENTS]
+        for _ in range(self.tries):
+            made = child(best, self.rng)
+            if made not in costs:
+                costs[made] = self._cost(ahead, state, made)
+        ranked = sorted(costs, key=lambda g: costs[g])
+        if costs[ranked[0]] < (1.0 - HYSTERESIS) * costs[self.current]:
+            self.swaps.append(Swap(state.copy(), self.current, ranked[0]))
+        if self.tries:
+            self.population = ranked[: len(self.population)]
+
+    def _cost(self, ahead: Workload, state: State, genome: Genome) -> float:
+        """Return how long the outlook would take from here under a policy [s]."""
+        self.spent.replays += 1
+        policy = policy_of(genome)
+        trial = state.copy()
+        trial.phase = 0
+
+        def decide(at: State, window: WindowFeatures, fleet: FleetFeatures) -> tuple[Answer, Order]:
+            return policy.decide(window, fleet, at.plan), policy.order
+
+        run(ahead, trial, decide, state.now_s + LIMIT_S)
+        return trial.now_s - state.now_s
+
+
+def truth(work: Workload, state: State) -> Workload:
+    """Return what really is ahead, GPUs included: for the oracle alone."""
+    return replace(work, batches=work.batches[state.phase :])
+
+
+def contestants() -> dict[str, SlowContestant]:
+    """Return the contestants by name, as those that decide request by request are called."""
+    return {
+        **{f"human/{name}": fixed(genome) for name, genome in seeds().items()},
+        **{f"tuned/{name}": tuned(genome) for name, genome in seeds().items()},
+        FROZEN: frozen,
+        SWITCHING: Living(evolves=False),
+        OURS: Living(),
+        ORACLE: Living(evolves=False, sees=truth),
+    }
