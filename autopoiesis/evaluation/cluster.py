@@ -142,9 +142,11 @@ def weights_bytes(model: str) -> float:
 
 DIGITS = 2
 """Significant digits of lengths between which a replica's rate is not told apart."""
-SATURATED = 3
+SATURATED = 5
 """Requests per sequence slot that a replica is saturated with."""
-_SETTLED = 0.8
+STEADY = (0.3, 0.75)
+"""Shares of the requests between whose ends the rate is taken: at the beginning the batch fills up,
+at the end it runs dry."""
 
 
 def rate_rps(kind: Kind, input_tokens: float, output_tokens: float) -> float:
@@ -168,8 +170,10 @@ def _rate_rps(kind: Kind, input_tokens: float, output_tokens: float) -> float:
     trace = uniform_batch(n, input_tokens, output_tokens)
     outcome = run_arm(trace, [ReplicaSpec("one", engine)], _first(), Objective(), 0)
     done_s = np.sort(outcome.finished_s[outcome.status == Status.COMPLETED])
-    settled = int(_SETTLED * len(done_s))
-    return settled / float(done_s[settled - 1]) if settled else 0.0
+    first, last = (int(share * len(done_s)) for share in STEADY)
+    if last <= first or done_s[last] <= done_s[first]:
+        return 0.0
+    return (last - first) / float(done_s[last] - done_s[first])
 
 
 def uniform_batch(n: int, input_tokens: float, output_tokens: float, seed: int = 0) -> Trace:

@@ -6,7 +6,7 @@ this took is measured and reported beside it.
 """
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -18,9 +18,9 @@ TICK_S = 0.01
 class Effort:
     """What one way of improving policies may spend."""
 
-    past_replays: int = 3000
+    past_replays: int = 6000
     """Replays for what is evolved, or for each arm that is tuned, on the past before the judged part."""
-    cycle_replays: int = 1500
+    cycle_replays: int = 4000
     """Replays of one synthesis cycle while serving."""
     cycle_s: float = 20.0
     """Simulated time from a cycle's beginning until its policies are there."""
@@ -49,7 +49,7 @@ class Spent:
     cycles: int = 0
 
     @contextmanager
-    def thinking(self) -> Iterator[None]:
+    def thinking(self) -> Generator[None]:
         """Charge the CPU time of what runs inside."""
         began_s = time.process_time()
         try:

@@ -12,7 +12,7 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,19 +55,21 @@ def live(name: str, situation: Situation) -> Ran:
     Raises LiveError.
     """
     synthesizer = "genetic" if name == OURS else "none"
-    with tempfile.TemporaryDirectory(prefix="autopoiesis-live-") as folder:
-        with serving(situation, Path(folder), synthesizer) as instance:
-            if name not in {OURS, SWITCHING}:
-                _command("control", "allocate", name.partition("/")[2], "--data-dir", folder)
-            answers: list[Answer] = []
-            asyncio.run(replay_load(situation.trace, instance.url, on_done=answers.append))
+    answers: list[Answer] = []
+    with (
+        tempfile.TemporaryDirectory(prefix="autopoiesis-live-") as folder,
+        serving(situation, Path(folder), synthesizer) as instance,
+    ):
+        if name not in {OURS, SWITCHING}:
+            _command("control", "allocate", name.partition("/")[2], "--data-dir", folder)
+        asyncio.run(replay_load(situation.trace, instance.url, on_done=answers.append))
     outcome = outcome_of(situation, answers)
     replica_s = len(situation.fleet.replicas) * situation.trace.duration_s
     return Ran(Served(outcome, replica_s), Spent())
 
 
 @contextmanager
-def serving(situation: Situation, folder: Path, synthesizer: str) -> Iterator[Instance]:
+def serving(situation: Situation, folder: Path, synthesizer: str) -> Generator[Instance]:
     """Start an instance with simulated replicas like the situation's, and stop it afterwards."""
     port, control = free_ports(2)
     profiles = [word for r in situation.fleet.replicas for word in ("--profile", r.profile.name)]

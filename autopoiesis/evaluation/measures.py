@@ -76,10 +76,10 @@ def measured(situation: Situation, ran: Ran) -> tuple[dict[str, Any], Windows]:
     count = int(window.max(initial=-1)) + 1
 
     def summed(weights: NDArray[Any]) -> Floats:
-        return np.bincount(window, weights.astype(np.float64), minlength=count)
+        return np.bincount(window, weights.astype(np.float64), minlength=count).astype(np.float64)
 
     windows = Windows(
-        started_s=np.arange(count) * situation.window_s,
+        started_s=np.arange(count, dtype=np.float64) * float(situation.window_s),
         requests=summed(np.ones(n)),
         met=summed(within),
         utility=summed(utility),

@@ -10,7 +10,7 @@ from autopoiesis.evaluation.parts import Part, key_of, load, save
 from autopoiesis.evaluation.unit import Unit
 from autopoiesis.twin.warm import warm_up
 
-NICENESS = 10
+NICENESS = 5
 _ONE_THREAD = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
 
 Tell = Callable[[str, int, int], None]

@@ -61,7 +61,7 @@ class Suite:
 
 
 FULL = Effort()
-QUICK = Effort(past_replays=400, cycle_replays=400, cycle_s=10.0, cooldown_s=60.0)
+QUICK = Effort(past_replays=2000, cycle_replays=1200, cycle_s=10.0, cooldown_s=60.0)
 
 
 def dynamics(quick: bool) -> Suite:
@@ -122,7 +122,8 @@ def live(quick: bool) -> Suite:
 def ablation(quick: bool) -> Suite:
     """Return the learning system without one mechanism each, on the splices of `dynamics`."""
     whole = dynamics(quick)
-    chosen = [s for s in whole.scenarios if len(s.judged) > 1][: 2 if quick else None]
+    every = _quick_dynamics() if quick else _full_dynamics()
+    chosen = [s for s in every if len(s.judged) > 1][: 2 if quick else None]
     names = [n for n in contestants() if n.startswith("human/")]
     others = [n for n in contestants() if "/" not in n]
     return replace(

@@ -88,9 +88,13 @@ def interval(statistic: Callable[[NDArray[np.int64]], float], seeds: int) -> Gai
     value = statistic(everyone)
     if seeds < 2 or not np.isfinite(value):
         return Gain(value, float("nan"), float("nan"))
+
+    def of_sample(rows: NDArray[np.int64]) -> float:
+        return statistic(rows)
+
     found = bootstrap(
         (everyone,),
-        lambda rows: statistic(np.asarray(rows, np.int64)),
+        of_sample,
         n_resamples=RESAMPLES,
         vectorized=False,
         confidence_level=CONFIDENCE,

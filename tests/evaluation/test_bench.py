@@ -101,7 +101,7 @@ def test_what_fails_is_named_and_the_rest_is_kept(traces, tmp_path, monkeypatch)
 
 
 def test_units_run_in_processes_of_their_own(traces, tmp_path, monkeypatch):
-    suite = tiny_suite(CONTESTANTS[:2], (CALM,), seeds=1)
+    suite = tiny_suite((CONTESTANTS[0], OURS), (CALM,), seeds=1)
     monkeypatch.setitem(bench.SUITES, "tiny", lambda _quick: suite)
     with pytest.raises(BenchError, match="no suite 'nothing'"):
         run_bench("nothing", tmp_path)
