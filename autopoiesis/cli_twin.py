@@ -79,6 +79,12 @@ def twin_validate(
     split: Annotated[
         float, typer.Option(help="Calibrate on this share of the time, validate on the rest.")
     ] = 0.5,
+    turns: Annotated[
+        float | None,
+        typer.Option(
+            metavar="SECONDS", help="Calibrate on every other stretch of so many seconds instead."
+        ),
+    ] = None,
     calibrated: Annotated[
         bool, typer.Option("--calibrate/--no-calibrate", help="Take the profile as it is.")
     ] = True,
@@ -105,7 +111,7 @@ def twin_validate(
     with refusals():
         validation, _ = validate_command(
             read_settings(config, data_dir=data_dir, profile=profile, seed=seed), replica or (), windows,
-            Engine(max_num_seqs, max_num_batched_tokens, kv_tokens), split, calibrated, plot,
+            Engine(max_num_seqs, max_num_batched_tokens, kv_tokens), split, turns, calibrated, plot,
             say_nothing if quiet else say,
         )  # fmt: skip
     show(validation.as_dict(), validation_table(validation), json)

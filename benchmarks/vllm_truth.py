@@ -2,12 +2,17 @@
 
     python benchmarks/vllm_truth.py --python VENV/bin/python --model MODEL_DIR --out DIR
 
-Truth: one replica under several loads, recorded through Envoy and the picker to DIR/truth; then
-`autopoiesis twin validate --data-dir DIR/truth` calibrates on the first loads and validates on the
-others. Ranking: two replicas, one of which takes few sequences at once, serve the same requests under
-one human arm after another, in turns; the twin, calibrated on the truth run, ranks the same arms. The
-load generator, Envoy and the picker run on the same cores as vLLM, so keep rates moderate and the
-machine quiet.
+Truth: one replica under several loads in turns, recorded through Envoy and the picker to DIR/truth;
+then `autopoiesis twin validate --data-dir DIR/truth --turns SECONDS` calibrates on the loads at odd
+places and validates on those at even ones.
+
+Ranking: two replicas, one of which takes few sequences at once, serve the same requests under one
+human arm after another, in turns; the twin, calibrated on the truth run, ranks the same arms.
+
+The load, Envoy and the picker run on the same machine as vLLM. With one replica they keep off its core;
+rates must be moderate all the same, and the machine quiet. Where something else runs, start this with
+`nice -n -15` and without autogroups (`sysctl kernel.sched_autogroup_enabled=0`), under which niceness
+counts only within a session.
 """
 
 import argparse
@@ -55,7 +60,7 @@ from autopoiesis.twin.simulation import run_arm
 from autopoiesis.twin.trace import Trace
 
 KV_MIB, MAX_SEQS, MAX_TOKENS, MAX_LEN = 64, 16, 2048, 2048
-SIZES = ("--dtype", "bfloat16", "--enforce-eager", "--served-model-name", "tiny",
+SIZES = ("--dtype", "float32", "--enforce-eager", "--served-model-name", "tiny",
          "--max-model-len", str(MAX_LEN), "--max-num-batched-tokens", str(MAX_TOKENS),
          "--kv-cache-memory-bytes", str(KV_MIB << 20))  # fmt: skip
 KV_TOKENS = 65_536
@@ -150,6 +155,8 @@ async def stack(vllm: Vllm, limits: Sequence[int], logs: Path) -> AsyncIterator[
                 command = own.command(member, spot)
                 start(member.name, command.argv, command.environment)
             await asyncio.gather(*(_answering(f"{m.url}/health", children, logs) for m in members))
+            if spare := usable_cores()[len(members) :]:
+                keep_off(spare, [child.pid for child in children])
             python = [sys.executable, "-m", "autopoiesis.gateway.picker"]
             start("picker", [*python, "--run-dir", str(run_dir)])
             start("envoy", envoy.prepare(run_dir, "127.0.0.1", port, members))
@@ -170,6 +177,17 @@ async def stack(vllm: Vllm, limits: Sequence[int], logs: Path) -> AsyncIterator[
                 with suppress(ProcessLookupError):
                     os.killpg(child.pid, signal.SIGKILL)
                 child.wait()
+
+
+def keep_off(spare: Sequence[int], servers: Sequence[int]) -> None:
+    """Leave the engines' cores to the engines: move this process, its next children and the API servers.
+
+    An engine is a process of its own, which binds itself; Envoy, the picker and the load beside it
+    would take from its core what no replica of a real fleet loses.
+    """
+    for pid in (os.getpid(), *servers):
+        for thread in Path(f"/proc/{pid}/task").iterdir():
+            os.sched_setaffinity(int(thread.name), spare)
 
 
 async def _answering(url: str, children: Sequence[subprocess.Popen[bytes]], logs: Path) -> None:
@@ -208,10 +226,10 @@ def store(records: Sequence[RequestRecord], folder: Path) -> None:
 
 
 async def truth(
-    vllm: Vllm, rates: Sequence[float], seconds: float, folder: Path
+    vllm: Vllm, rates: Sequence[float], seconds: float, turns: int, folder: Path
 ) -> list[RequestRecord]:
     async with stack(vllm, [MAX_SEQS], folder / "logs") as running:
-        phases = [chat(rate, seconds, i) for i, rate in enumerate(rates)]
+        phases = [chat(rate, seconds, i) for i, rate in enumerate([*rates] * turns)]
         records = await running.serve(splice(phases, "loads"), 0)
     store(records, folder / "truth")
     return records
@@ -279,8 +297,9 @@ async def main() -> None:
     parser.add_argument("--python", required=True, help="interpreter that has vLLM")
     parser.add_argument("--model", required=True, help="directory of a tiny model")
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--rates", type=float, nargs="+", default=[0.8, 2.4, 1.5, 2.0])
-    parser.add_argument("--seconds", type=float, default=60.0)
+    parser.add_argument("--rates", type=float, nargs="+", default=[2.0, 4.0, 6.0, 5.0])
+    parser.add_argument("--seconds", type=float, default=20.0)
+    parser.add_argument("--turns", type=int, default=3, help="how often each load comes")
     parser.add_argument(
         "--arms",
         nargs="*",
@@ -294,7 +313,7 @@ async def main() -> None:
     if unknown:
         sys.exit(f"no human arm is called {min(unknown)}; there are {', '.join(SEEDS)}")
     vllm = Vllm(options.model, SIZES, options.python)
-    records = await truth(vllm, options.rates, options.seconds, options.out)
+    records = await truth(vllm, options.rates, options.seconds, options.turns, options.out)
     out.print(f"{len(records)} requests recorded in {options.out / 'truth'}")
     if not options.arms:
         return

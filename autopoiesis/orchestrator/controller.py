@@ -37,6 +37,7 @@ from autopoiesis.orchestrator.holding import same_cells
 from autopoiesis.orchestrator.loop import KEEP_WINDOWS, Settled, WindowLoop
 from autopoiesis.orchestrator.metrics import Metrics
 from autopoiesis.orchestrator.observation import Observation
+from autopoiesis.orchestrator.refit import Refits
 from autopoiesis.orchestrator.registrar import Registrar
 from autopoiesis.orchestrator.settings import Settings
 from autopoiesis.orchestrator.spans import Spans
@@ -57,7 +58,6 @@ from autopoiesis.telemetry.records import (
     RequestRecord,
 )
 from autopoiesis.telemetry.store import Store, TelemetryError
-from autopoiesis.twin.latency import profile
 from autopoiesis.twin.recorded import observed
 from autopoiesis.twin.simulation import ReplicaSpec
 from autopoiesis.twin.warm import warm_up
@@ -105,6 +105,12 @@ class Controller:
         self._health: dict[str, bool] = {}
         self._samples: dict[str, ReplicaSample] = {}
         self._growing: asyncio.Task[None] | None = None
+        self._refitting: asyncio.Task[None] | None = None
+        self._refits = Refits(
+            settings.data_dir / "profiles",
+            members,
+            lambda subject, message: self._say(time.time(), "twin", subject, message),
+        )
         self._deciding = asyncio.Lock()
         """Held while the loop decides in its thread: arms do not change under it."""
         self._reconsider = asyncio.Event()
@@ -151,8 +157,7 @@ class Controller:
             ended_s = time.time()
             await self._close_window(started_s, ended_s)
             started_s = ended_s
-        if self._growing:
-            beside.append(self._growing)
+        beside += [task for task in (self._growing, self._refitting) if task]
         for task in beside:
             task.cancel()
         await asyncio.gather(*beside, return_exceptions=True)
@@ -200,6 +205,8 @@ class Controller:
         self._forget(ended_s)
         if settled and settled.trigger and self._settings.synthesizer != "none":
             self._grow(settled.trigger)
+        if settled:
+            self._correct_the_twin(settled, ended_s)
 
     def _take_off_the_faulty(self, now_s: float) -> None:
         """Quarantine arms whose decisions failed; each such request was sent to the least loaded replica."""
@@ -294,7 +301,7 @@ class Controller:
     # --- the fleet ----------------------------------------------------------------------------
 
     def _specs(self) -> tuple[ReplicaSpec, ...]:
-        return tuple(ReplicaSpec(m.name, profile(m.profile), m.speed) for m in self._members)
+        return tuple(self._refits.spec(member) for member in self._members)
 
     def _note_health(self, sample: ReplicaSample) -> None:
         if self._health.get(sample.replica, True) != sample.healthy:
@@ -307,6 +314,14 @@ class Controller:
         return spare(
             self._members, self._samples, self._open, time.time(), self._settings.llm.idle_below
         )
+
+    def _correct_the_twin(self, settled: Settled, now_s: float) -> None:
+        why = self._refits.wanted(now_s, settled.twin_errors, settled.window.drift.split(","))
+        if why is None:
+            return
+        self._say(now_s, "twin", "", f"the profiles are fitted again: {why}")
+        fitting = self._refits.run(self._settings.data_dir, time.time)
+        self._refitting = asyncio.create_task(fitting, name="fit the twin")
 
     # --- new arms -----------------------------------------------------------------------------
 

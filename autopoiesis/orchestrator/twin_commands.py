@@ -13,8 +13,9 @@ from autopoiesis.twin.calibration import Calibration, CalibrationError, calibrat
 from autopoiesis.twin.latency import Profile, profile
 from autopoiesis.twin.profile_files import write_profile
 from autopoiesis.twin.recorded import Recorded, observed, recorded
+from autopoiesis.twin.split import early_and_late, in_turns
 from autopoiesis.twin.trace import write_trace
-from autopoiesis.twin.validation import Validation, plot, split_time, validate
+from autopoiesis.twin.validation import Validation, plot, validate
 
 MOST_REQUESTS = 100_000
 WAITED = 5
@@ -61,7 +62,7 @@ def calibrate_command(
 ) -> Calibration:
     """Fit the first profile of the settings to what these replicas (all if none) did; write it to `target`."""
     recordings = _recordings(settings, replicas, windows)
-    start = _profile(settings, recordings, engine)
+    start = starting_profile(settings, recordings, engine)
     calibration = calibrate(recordings, start, tell=tell)
     if target is not None:
         named = replace(calibration.profile, name=target.stem)
@@ -75,21 +76,25 @@ def validate_command(
     replicas: Sequence[str],
     windows: int | None,
     engine: Engine,
-    split: float,
+    share: float,
+    turn_s: float | None,
     calibrated: bool,
     picture: Path | None,
     tell: Tell,
 ) -> tuple[Validation, Calibration | None]:
-    """Calibrate on the first share of the time, and compare on the rest; draw it to `picture`."""
+    """Calibrate on the first share of the time, or on every other turn, and compare on the rest.
+
+    It is drawn to `picture`.
+    """
     recordings = _recordings(settings, replicas, windows)
-    start = _profile(settings, recordings, engine)
+    start = starting_profile(settings, recordings, engine)
     try:
-        from_s = split_time(recordings, split)
-        calibration = calibrate(recordings, start, from_s, tell) if calibrated else None
+        split = early_and_late(recordings, share) if turn_s is None else in_turns(turn_s)
+        calibration = calibrate(recordings, start, split.fitted, tell) if calibrated else None
         tell("comparing")
         chosen = calibration.profile if calibration else start
         speeds = calibration.speeds if calibration else {}
-        validation = validate(recordings, chosen, from_s, speeds, settings.seed)
+        validation = validate(recordings, chosen, split.compared, speeds, settings.seed)
     except CalibrationError:
         raise
     except ValueError as error:
@@ -125,7 +130,8 @@ def _recordings(
     return tuple(r for r in found if not replicas or r.replica in replicas)
 
 
-def _profile(settings: Settings, recordings: Sequence[Recorded], engine: Engine) -> Profile:
+def starting_profile(settings: Settings, recordings: Sequence[Recorded], engine: Engine) -> Profile:
+    """Return the first profile of the settings with the engine's limits, as given or as seen."""
     start = profile(settings.profile[0])
     changes: dict[str, Any] = {}
     limit = engine.max_num_seqs or _limit_seen(settings, [r.replica for r in recordings])

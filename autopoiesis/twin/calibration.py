@@ -27,9 +27,9 @@ from autopoiesis.twin.latency import ClientOverhead, Profile, StepModel
 from autopoiesis.twin.outcome import Outcome
 from autopoiesis.twin.recorded import Recorded
 from autopoiesis.twin.simulation import run_arm
+from autopoiesis.twin.split import Choice, Mask, everything
 
 Floats = NDArray[np.float64]
-Mask = NDArray[np.bool_]
 Progress = Callable[[str], None]
 
 FEWEST_REQUESTS = 50
@@ -136,17 +136,17 @@ class _Model:
 def calibrate(
     recordings: Sequence[Recorded],
     profile: Profile,
-    until_s: float = math.inf,
+    fitted: Choice = everything,
     tell: Progress = lambda _line: None,
 ) -> Calibration:
-    """Fit a profile to what replicas of one class did with the requests sent before `until_s`.
+    """Fit a profile to what replicas of one class did with the requests that are `fitted`.
 
-    Requests sent later only load the replicas. The engine's limits and memory are the profile's.
+    The others only load the replicas. The engine's limits and memory are the profile's.
 
     Raises:
         CalibrationError: there are too few requests, or the engine could not have served them.
     """
-    rows = [r.trace.arrival_s < until_s for r in recordings]
+    rows = [fitted(r.trace.arrival_s) for r in recordings]
     usable = sum(int(np.isfinite(r.ttft_s[m]).sum()) for r, m in zip(recordings, rows, strict=True))
     if usable < FEWEST_REQUESTS:
         raise CalibrationError(

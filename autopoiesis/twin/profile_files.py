@@ -28,6 +28,14 @@ def read_profile(path: Path) -> Profile:
     except ValueError as error:
         raise ProfileError(f"{path}: is not valid JSON ({error})") from None
     try:
+        return profile_from(told)
+    except ProfileError as error:
+        raise ProfileError(f"{path}: {error}") from None
+
+
+def profile_from(told: Any) -> Profile:
+    """Make a profile of what `asdict` and JSON made of it; a `ProfileError` names the wrong field."""
+    try:
         entry = _checked(told, Profile, "the profile")
         step = StepModel(**_numbers(_checked(entry.pop("step"), StepModel, "`step`"), "step"))
         client = ClientOverhead(
@@ -36,7 +44,7 @@ def read_profile(path: Path) -> Profile:
         return Profile(step=step, client=client, **entry)
     except (ValueError, TypeError, KeyError) as error:
         what = f"the field {error} is missing" if isinstance(error, KeyError) else str(error)
-        raise ProfileError(f"{path}: {what}") from None
+        raise ProfileError(what) from None
 
 
 def _checked(value: Any, kind: type, what: str) -> dict[str, Any]:

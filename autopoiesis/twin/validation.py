@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from autopoiesis.twin.calibration import replay
 from autopoiesis.twin.latency import Profile
 from autopoiesis.twin.recorded import Recorded
+from autopoiesis.twin.split import Choice, everything
 
 Floats = NDArray[np.float64]
 
@@ -37,11 +38,12 @@ class Comparison:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Validation:
-    """The twin against what was recorded, from `from_s` on."""
+    """The twin against what was recorded."""
 
     profile: str
     requests: int
     from_s: float
+    """When the first of the compared requests was sent."""
     comparisons: tuple[Comparison, ...]
     median_error: dict[str, float]
     """Measure → median of the requests' absolute relative errors."""
@@ -65,26 +67,26 @@ class Validation:
 def validate(
     recordings: Sequence[Recorded],
     profile: Profile,
-    from_s: float = 0.0,
+    compared: Choice = everything,
     speeds: dict[str, float] | None = None,
     seed: int = 0,
 ) -> Validation:
-    """Replay all requests and compare those sent at or after `from_s`.
+    """Replay all requests and compare those of them that are `compared`.
 
     Raises:
-        ValueError: none was completed after it.
+        ValueError: none of these was completed.
     """
     speeds = speeds or {}
     observed: dict[str, list[Floats]] = {m: [] for m in MEASURES}
     twin: dict[str, list[Floats]] = {m: [] for m in MEASURES}
     sent: list[Floats] = []
     for r in recordings:
-        later = r.trace.arrival_s >= from_s
+        chosen = compared(r.trace.arrival_s)
         simulated = replay(r, profile, speeds.get(r.replica, 1.0))
         for measure, values in zip(MEASURES, simulated, strict=True):
-            observed[measure].append(getattr(r, measure)[later])
-            twin[measure].append(values[later])
-        sent.append(r.trace.arrival_s[later])
+            observed[measure].append(getattr(r, measure)[chosen])
+            twin[measure].append(values[chosen])
+        sent.append(r.trace.arrival_s[chosen])
     seen = {m: np.concatenate(v) for m, v in observed.items()}
     made = {m: np.concatenate(v) for m, v in twin.items()}
     sent_s = np.concatenate(sent)
@@ -96,25 +98,18 @@ def validate(
         _compared(m, s, seen[m], made[m], blocks, rng) for m in MEASURES for s in STATISTICS
     ]
     tokens = np.concatenate(
-        [r.trace.output_tokens[r.trace.arrival_s >= from_s] for r in recordings]
+        [r.trace.output_tokens[compared(r.trace.arrival_s)] for r in recordings]
     )
     comparisons += _throughput(sent_s, seen["e2e_s"], made["e2e_s"], tokens.astype(np.float64))
     return Validation(
         profile=profile.name,
         requests=len(sent_s),
-        from_s=from_s,
+        from_s=float(sent_s.min()),
         comparisons=tuple(comparisons),
         median_error={m: _median_error(seen[m], made[m]) for m in MEASURES},
         observed=seen,
         twin=made,
     )
-
-
-def split_time(recordings: Sequence[Recorded], share: float) -> float:
-    """Return the time before which that share of the span lies; a ValueError unless 0 < share < 1."""
-    if not 0.0 < share < 1.0:
-        raise ValueError(f"the share to calibrate on must be between 0 and 1, not {share}")
-    return share * max(float(r.trace.arrival_s[-1]) for r in recordings)
 
 
 def _compared(

@@ -9,7 +9,8 @@ from recordings import H100, SLOWER, hidden, loads, record
 
 from autopoiesis.twin.calibration import CalibrationError, calibrate, replay
 from autopoiesis.twin.profile_files import ProfileError, read_profile, write_profile
-from autopoiesis.twin.validation import plot, split_time, validate
+from autopoiesis.twin.split import early_and_late, in_turns
+from autopoiesis.twin.validation import plot, validate
 
 
 @pytest.fixture(scope="module")
@@ -71,19 +72,35 @@ def test_an_engine_that_could_not_have_served_is_refused(truth):
         calibrate([served], replace(H100, kv_blocks=100))
 
 
-def test_only_the_part_before_the_split_is_fitted(truth):
+@pytest.mark.parametrize("turn_s", [None, 15.0])
+def test_only_what_is_to_be_fitted_is(truth, turn_s):
     whole = record(truth, loads([2.0, 5.0], 60.0, 7), 7)
-    half_s = split_time([whole], 0.5)
-    later = whole.trace.arrival_s >= half_s
-    lies = replace(whole, ttft_s=np.where(later, 99.0, whole.ttft_s))
-    fitted, deceived = (calibrate([r], H100, half_s).profile.step for r in (whole, lies))
+    split = in_turns(turn_s) if turn_s else early_and_late([whole], 0.5)
+    compared = split.compared(whole.trace.arrival_s)
+    lies = replace(whole, ttft_s=np.where(compared, 99.0, whole.ttft_s))
+    fitted, deceived = (calibrate([r], H100, split.fitted).profile.step for r in (whole, lies))
     assert fitted == deceived
+    assert validate([lies], truth, split.compared).comparisons[0].observed == 99.0
+    assert validate([lies], truth, split.fitted).comparisons[0].observed < 9.0
+
+
+def test_turns_follow_each_other():
+    split = in_turns(10.0)
+    at_s = np.array([0.0, 9.9, 10.0, 19.9, 20.0])
+    assert split.fitted(at_s).tolist() == [True, True, False, False, True]
+    assert np.array_equal(split.compared(at_s), ~split.fitted(at_s))
 
 
 @pytest.mark.parametrize("share", [0.0, 1.0, -1.0, float("nan")])
 def test_impossible_splits_are_refused(truth, share):
     with pytest.raises(ValueError, match="between 0 and 1"):
-        split_time([record(truth, loads([2.0], 10.0, 1), 1)], share)
+        early_and_late([record(truth, loads([2.0], 10.0, 1), 1)], share)
+
+
+@pytest.mark.parametrize("turn_s", [0.0, -1.0, float("inf"), float("nan")])
+def test_impossible_turns_are_refused(turn_s):
+    with pytest.raises(ValueError, match="longer than 0 s"):
+        in_turns(turn_s)
 
 
 def test_a_perfect_twin_has_no_error(truth):

@@ -1,0 +1,162 @@
+"""The twin's profiles are fitted again when the replicas are not what they were said to be."""
+
+import asyncio
+import json
+import os
+import subprocess
+from contextlib import suppress
+from dataclasses import replace
+
+import aiohttp
+import pytest
+from gateway_process import run, serving
+
+from autopoiesis.orchestrator.refit import OFF, PAUSE_S, WINDOWS_OFF, Fit, Refits
+from autopoiesis.replicas.fleet import Member, free_ports, simulated_command
+from autopoiesis.telemetry.records import TwinErrorRow
+from autopoiesis.twin.latency import profile
+from autopoiesis.twin.profile_files import ProfileError
+
+NAME = "h100-llama-3-8b-tp1-bf16"
+FLEET = (
+    Member("a", "127.0.0.1:1", NAME, speed=2.0),
+    Member("b", "127.0.0.1:2", NAME, speed=1.0),
+    Member("c", "127.0.0.1:3", "a100-llama-3-8b-tp1-bf16"),
+)
+
+
+def fit_of(**changes):
+    found = replace(profile(NAME), max_num_seqs=7)
+    return replace(Fit(found, {"a": 1.0}, 100, 0.3, 0.1), **changes)
+
+
+@pytest.fixture
+def refits(tmp_path):
+    return Refits(tmp_path, FLEET, lambda _subject, _message: None)
+
+
+def errors(off, metric="tpot_mean_s"):
+    return [TwinErrorRow(1, metric, 1.0, 1.0 + off)]
+
+
+def test_replicas_are_as_they_were_said_to_be_until_fitted(refits):
+    assert [refits.spec(m).speed for m in FLEET] == [2.0, 1.0, 1.0]
+    assert refits.spec(FLEET[0]).profile == profile(NAME)
+
+
+def test_drift_of_the_twins_error_asks_for_a_fit(refits):
+    assert refits.wanted(0.0, [], ["context"]) is None
+    assert "drifted" in refits.wanted(0.0, [], ["context", "twin"])
+
+
+def test_latencies_that_are_off_for_long_ask_for_a_fit(refits):
+    asked = [refits.wanted(float(t), errors(2 * OFF), [""]) for t in range(WINDOWS_OFF)]
+    assert asked[:-1] == [None] * (WINDOWS_OFF - 1)
+    assert asked[-1] == "its latencies are 30% off"
+
+
+def test_one_odd_window_or_an_odd_utility_asks_for_nothing(refits):
+    for t in range(3 * WINDOWS_OFF):
+        odd = 9.0 if t == WINDOWS_OFF else 0.0
+        told = [*errors(odd), *errors(9.0, "utility")]
+        assert refits.wanted(float(t), told, [""]) is None
+
+
+def test_a_fit_survives_a_restart_and_gives_the_class_its_speeds(refits, tmp_path):
+    (tmp_path / f"{NAME}.fit.json").write_bytes(fit_of().to_bytes())
+    again = Refits(tmp_path, FLEET, lambda _subject, _message: None)
+    specs = [again.spec(m) for m in FLEET]
+    assert [s.profile.max_num_seqs for s in specs[:2]] == [7, 7]
+    assert specs[2].profile == profile(FLEET[2].profile)
+    # b was not seen: it is half as fast as a, as it was said to be.
+    assert [s.speed for s in specs] == [1.0, 0.5, 1.0]
+
+
+@pytest.mark.parametrize("data", [b"", b"{}", b"[1]", b"\xff", b'{"profile": {"name": 1}}'])
+def test_a_damaged_fit_is_left(tmp_path, data):
+    (tmp_path / f"{NAME}.fit.json").write_bytes(data)
+    assert Refits(tmp_path, FLEET, lambda *_: None).spec(FLEET[0]).profile == profile(NAME)
+    with pytest.raises(ProfileError):
+        Fit.from_bytes(data)
+
+
+def test_what_is_hardly_better_is_not_used():
+    assert fit_of(error=0.1, error_before=0.3).better
+    assert not fit_of(error=0.29, error_before=0.3).better
+
+
+async def test_a_fit_without_telemetry_is_told_and_paused(tmp_path):
+    told = []
+    refits = Refits(tmp_path / "profiles", FLEET[:1], lambda *what: told.append(what))
+    await refits.run(tmp_path, lambda: 1000.0)
+    ((subject, message),) = told
+    assert subject == NAME
+    assert "not fitted: There is no telemetry" in message
+    assert refits.wanted(1000.0 + PAUSE_S - 1.0, [], ["twin"]) is None
+    assert refits.wanted(1000.0 + PAUSE_S, [], ["twin"]) is not None
+
+
+def test_a_fit_is_json_that_people_can_read():
+    told = json.loads(fit_of().to_bytes())
+    assert told["profile"]["name"] == NAME
+    assert Fit.from_bytes(fit_of().to_bytes()) == fit_of()
+
+
+async def send_steadily(url, rate_rps, stop):
+    """Stream short answers at a steady rate until told to stop."""
+    body = {
+        "model": "simulated", "stream": True, "max_tokens": 20,
+        "messages": [{"role": "user", "content": "What is the time? " * 40}],
+    }  # fmt: skip
+
+    async with aiohttp.ClientSession() as session:
+
+        async def one():
+            with suppress(aiohttp.ClientError):
+                async with session.post(f"{url}/v1/chat/completions", json=body) as answer:
+                    await answer.read()
+
+        async with asyncio.TaskGroup() as sending:
+            while not stop():
+                sending.create_task(one())
+                await asyncio.sleep(1.0 / rate_rps)
+
+
+async def test_a_running_instance_corrects_its_twin(tmp_path):
+    """The replica is a third as fast as the profile that serve was told."""
+    (port,) = free_ports(1)
+    real = Member("real", f"127.0.0.1:{port}", NAME, speed=0.33)
+    command = simulated_command(real)
+    replica = subprocess.Popen(command.argv, env=os.environ | command.environment)
+    try:
+        options = [
+            "--window",
+            "1",
+            "--replica",
+            real.url,
+            "--profile",
+            NAME,
+            "--synthesizer",
+            "none",
+        ]
+        with serving(tmp_path, *options) as gateway:
+
+            def fitted():
+                query = f"select message from events where kind = 'twin' and subject = '{NAME}'"
+                told = run("sql", query, "--format", "json", cwd=tmp_path)[1]
+                return [row["message"] for row in json.loads(told)]
+
+            stop = asyncio.Event()
+            sending = asyncio.create_task(send_steadily(gateway.url, 12.0, stop.is_set))
+            while not (messages := await asyncio.to_thread(fitted)):
+                assert not sending.done()
+                await asyncio.sleep(1.0)
+            stop.set()
+            await sending
+            assert messages[0].startswith("fitted anew: error "), messages
+    finally:
+        replica.kill()
+        replica.wait()
+    found = Fit.from_bytes((tmp_path / ".autopoiesis/profiles" / f"{NAME}.fit.json").read_bytes())
+    assert found.error < 0.5 * found.error_before
+    assert found.profile.step.weights_s == pytest.approx(3 * profile(NAME).step.weights_s, rel=0.25)
