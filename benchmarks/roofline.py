@@ -94,7 +94,7 @@ def table() -> list[dict[str, object]]:
         gpu: fitted([n for n in built_in(*FITTED_TO) if not n.startswith(gpu)]) for gpu in FITTED_TO
     }
     rows: list[dict[str, object]] = []
-    for name in profiles():
+    for name in built_in(*(f"{gpu}-" for gpu in gpus())):
         off = errors(name)
         left_out = without.get(name.split("-")[0])
         rows.append(

@@ -7,7 +7,7 @@ then `autopoiesis twin validate --data-dir DIR/truth --turns SECONDS` calibrates
 places and validates on those at even ones.
 
 Ranking: two replicas, one of which takes few sequences at once, serve the same requests under one
-human arm after another, in turns; the twin, calibrated on the truth run, ranks the same arms.
+human arm after another, in rounds; the twin, calibrated on the first round, ranks them on the others.
 
 The load, Envoy and the picker run on the same machine as vLLM. With one replica they keep off its core;
 rates must be moderate all the same, and the machine quiet. Where something else runs, start this with
@@ -64,7 +64,7 @@ SIZES = ("--dtype", "float32", "--enforce-eager", "--served-model-name", "tiny",
          "--max-model-len", str(MAX_LEN), "--max-num-batched-tokens", str(MAX_TOKENS),
          "--kv-cache-memory-bytes", str(KV_MIB << 20))  # fmt: skip
 KV_TOKENS = 65_536
-FEW_SEQS = 2
+FEW_SEQS = 1
 """Sequences that the second replica of the ranking takes at once."""
 GRACE_S = 3.0
 
@@ -251,16 +251,24 @@ def mean_utility(ttft_s: Any, tpot_s: Any, objective: Objective) -> float:
     return float(np.nanmean(np.nan_to_num(objective.utility(ttft_s, tpot_s), nan=0.0)))
 
 
-def compare(
-    served: dict[str, list[list[RequestRecord]]], truth_records: Sequence[RequestRecord], seed: int
-) -> dict[str, Any]:
-    """Rank the arms as they served and as the twin has it."""
+def fitted_fleet(served: dict[str, list[list[RequestRecord]]]) -> list[ReplicaSpec]:
+    """Calibrate each replica on what it did in the first round."""
     start = replace(
         profile("h100-llama-3-8b-tp1-bf16"),
         max_num_seqs=MAX_SEQS, max_num_batched_tokens=MAX_TOKENS, kv_blocks=KV_TOKENS // 16,
     )  # fmt: skip
-    fitted = calibrate(recorded(truth_records), start).profile
-    fleet = [ReplicaSpec("r0", fitted), ReplicaSpec("r1", replace(fitted, max_num_seqs=FEW_SEQS))]
+    first = [r for runs in served.values() for r in runs[0]]
+    return [
+        ReplicaSpec(r.replica, calibrate([r], replace(start, max_num_seqs=limit)).profile)
+        for r, limit in zip(recorded(first), (MAX_SEQS, FEW_SEQS), strict=True)
+    ]
+
+
+def compare(served: dict[str, list[list[RequestRecord]]], seed: int) -> dict[str, Any]:
+    """Rank the arms as they served after the first round, and as the twin has it."""
+    fleet = fitted_fleet(served)
+    http_s = fleet[0].profile.client.request_s
+    served = {arm: runs[1:] for arm, runs in served.items()}
     everything = [r for runs in served.values() for run in runs for r in run]
     usual_ttft = float(np.median([r.ttft_s for r in everything if r.ttft_s is not None]))
     usual_tpot = float(np.median([r.tpot_s for r in everything if r.tpot_s is not None]))
@@ -275,7 +283,6 @@ def compare(
             real.append(mean_utility(outcome.ttft_s, outcome.tpot_s, objective))
             trace = replace(trace, arrival_s=trace.arrival_s - trace.arrival_s[0])
             made = run_arm(trace, fleet, program, objective, seed)
-            http_s = fitted.client.request_s
             twin.append(mean_utility(made.ttft_s + http_s, made.tpot_s, objective))
         rows.append(
             {"arm": arm, "real": float(np.mean(real)), "twin": float(np.mean(twin)), "runs": real}
@@ -297,7 +304,7 @@ async def main() -> None:
     parser.add_argument("--python", required=True, help="interpreter that has vLLM")
     parser.add_argument("--model", required=True, help="directory of a tiny model")
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--rates", type=float, nargs="+", default=[2.0, 4.0, 6.0, 5.0])
+    parser.add_argument("--rates", type=float, nargs="*", default=[2.0, 4.0, 6.0, 5.0])
     parser.add_argument("--seconds", type=float, default=20.0)
     parser.add_argument("--turns", type=int, default=3, help="how often each load comes")
     parser.add_argument(
@@ -305,16 +312,17 @@ async def main() -> None:
         nargs="*",
         default=["round-robin", "random", "least-requests", "power-of-two", "least-predicted-ttft"],
     )
-    parser.add_argument("--ranking-rate", type=float, default=2.0)
+    parser.add_argument("--ranking-rate", type=float, default=4.0)
     parser.add_argument("--ranking-seconds", type=float, default=20.0)
-    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=4)
     options = parser.parse_args()
     unknown = set(options.arms) - set(SEEDS)
     if unknown:
         sys.exit(f"no human arm is called {min(unknown)}; there are {', '.join(SEEDS)}")
     vllm = Vllm(options.model, SIZES, options.python)
-    records = await truth(vllm, options.rates, options.seconds, options.turns, options.out)
-    out.print(f"{len(records)} requests recorded in {options.out / 'truth'}")
+    if options.rates:
+        records = await truth(vllm, options.rates, options.seconds, options.turns, options.out)
+        out.print(f"{len(records)} requests recorded in {options.out / 'truth'}")
     if not options.arms:
         return
     served = await ranking(
@@ -325,7 +333,7 @@ async def main() -> None:
         options.rounds,
         options.out,
     )
-    told = compare(served, records, 0)
+    told = compare(served, 0)
     (options.out / "ranking.json").write_text(json.dumps(told, indent=1))
     table = Table(title=f"Spearman {told['spearman']:.2f}, Kendall {told['kendall']:.2f}")
     for column in ("arm", "real", "twin", "runs"):

@@ -78,7 +78,7 @@ def test_every_row_has_a_source() -> None:
     assert all(row.source for row in (*gpus().values(), *models().values()))
 
 
-@pytest.mark.parametrize("name", profiles())
+@pytest.mark.parametrize("name", [name for name in profiles() if not name.startswith("cpu")])
 def test_rooflines_are_near_the_composed_profiles(name: str) -> None:
     """docs/twin.md has the errors one by one; RTX cards come from another source."""
     ours, theirs = composed(name), profile(name)
