@@ -243,7 +243,9 @@ async def ranking(
         for turn in range(rounds):
             for arm in arms if turn % 2 == 0 else [*arms][::-1]:
                 running.allocate(SEEDS[arm])
-                served[arm].append(await running.serve(chat(rate, seconds, turn), turn))
+                records = await running.serve(chat(rate, seconds, turn), turn)
+                store(records, folder / "ranking" / f"{arm}-{turn}")
+                served[arm].append(records)
     return served
 
 
@@ -272,7 +274,8 @@ def compare(served: dict[str, list[list[RequestRecord]]], seed: int) -> dict[str
     everything = [r for runs in served.values() for run in runs for r in run]
     usual_ttft = float(np.median([r.ttft_s for r in everything if r.ttft_s is not None]))
     usual_tpot = float(np.median([r.tpot_s for r in everything if r.tpot_s is not None]))
-    objective = Objective(slo_ttft_s=usual_ttft, slo_tpot_s=usual_tpot)
+    # Missed by those that wait for others, not by what a busy machine adds.
+    objective = Objective(slo_ttft_s=3 * usual_ttft, slo_tpot_s=2 * usual_tpot)
     rows: list[dict[str, Any]] = []
     for arm, runs in served.items():
         program = compile_policy(verify(SEEDS[arm]))

@@ -85,7 +85,7 @@ class Fit:
         """Read what `to_bytes` gave; a `ProfileError` if it is anything else."""
         try:
             told: dict[str, Any] = orjson.loads(data)
-            return cls(**{**told, "profile": profile_from(told["profile"])})
+            return cls(profile=profile_from(told.pop("profile")), **told)
         except (ValueError, TypeError, KeyError) as error:
             raise ProfileError(str(error)) from None
 
@@ -235,7 +235,9 @@ def main() -> None:
     options = parser.parse_args()
     die_with_parent()
     os.nice(19)
-    settings = Settings(data_dir=options.data_dir, profile=(options.profile,))
+    settings = Settings.model_validate(
+        {"data_dir": options.data_dir, "profile": (options.profile,)}
+    )
     in_use = Fit.from_bytes(options.in_use.read_bytes()) if options.in_use else None
     try:
         speeds = {name: float(speed) for name, speed in options.replica}
