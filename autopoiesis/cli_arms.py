@@ -36,7 +36,7 @@ def operator() -> str:
 
 @arms_app.command("list")
 def arms_list(data_dir: DataDir = None, config: Config = None, json: Json = None) -> None:
-    """List all arms with their origin, state, share of the traffic and utility."""
+    """List all arms with what they decide, their origin, state, share of the traffic and utility."""
     from autopoiesis.orchestrator.catalogue import asking, list_arms
     from autopoiesis.orchestrator.tables import arms_table
 
@@ -49,7 +49,7 @@ def arms_list(data_dir: DataDir = None, config: Config = None, json: Json = None
 def arms_show(
     arm: Which, data_dir: DataDir = None, config: Config = None, json: Json = None
 ) -> None:
-    """Show one arm: its policy, where it comes from, its races, and every step it took and why."""
+    """Show one arm: its policies, where it comes from, its races, and every step it took and why."""
     from autopoiesis.orchestrator.catalogue import asking, show_arm
     from autopoiesis.orchestrator.tables import arm_panel
 
@@ -91,7 +91,13 @@ def arms_lineage(
 
 @arms_app.command("add")
 def arms_add(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="A policy: .py or .policy.")],
+    file: Annotated[
+        Path,
+        typer.Argument(
+            metavar="FILE",
+            help="A policy (.py or .policy), fast, slow or both; or slow functions alone (.plan.py).",
+        ),
+    ],
     name: Annotated[
         str, typer.Option("--name", help="Name of the arm. [default: the file's]")
     ] = "",

@@ -8,11 +8,11 @@ by Python; `compiler` turns them into data for `machine`.
 import ast
 import builtins
 import difflib
-import hashlib
 import math
 from dataclasses import dataclass
 from typing import NoReturn
 
+from autopoiesis.arms.arm import text_id
 from autopoiesis.arms.features import FUNCTIONS, INPUTS
 from autopoiesis.arms.lexis import PolicyError, check_tokens, plain_text, thought_of
 
@@ -129,8 +129,7 @@ def verify(source: str | bytes) -> Policy:
         raise PolicyError("it is nested too deeply to read; use local names") from None
     if not stable:
         raise PolicyError("its canonical form is not stable; write simpler expressions")
-    digest = hashlib.sha256(canonical.encode("ascii")).hexdigest()
-    return Policy(canonical, digest[:12], frozenset(functions))
+    return Policy(canonical, text_id(canonical), frozenset(functions))
 
 
 def _is_stable(canonical: str) -> bool:

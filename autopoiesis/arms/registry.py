@@ -3,7 +3,7 @@
 from dataclasses import replace
 from typing import Protocol
 
-from autopoiesis.arms.arm import SERVING, Arm, State
+from autopoiesis.arms.arm import Arm, State
 from autopoiesis.arms.compiler import compile_policy
 from autopoiesis.arms.files import verified
 from autopoiesis.arms.language import PolicyError, verify
@@ -61,9 +61,17 @@ class Registry:
         """Return every arm, in the order in which they came."""
         return tuple(self._arms.values())
 
+    def fast(self) -> tuple[Arm, ...]:
+        """Return every arm that has fast functions, whatever its state."""
+        return tuple(arm for arm in self._arms.values() if arm.source)
+
     def serving(self) -> tuple[Arm, ...]:
         """Return the arms that may receive traffic."""
-        return tuple(arm for arm in self._arms.values() if arm.state in SERVING)
+        return tuple(arm for arm in self._arms.values() if arm.serves)
+
+    def planning(self) -> tuple[Arm, ...]:
+        """Return the arms that may be asked for plans."""
+        return tuple(arm for arm in self._arms.values() if arm.plans)
 
     def get(self, key: str) -> Arm:
         """Find an arm by id, name or the unique beginning of an id. Raises UnknownArmError."""
@@ -80,8 +88,10 @@ class Registry:
         return found[0]
 
     def program(self, key: str) -> Program:
-        """Return the arm's compiled policy. Raises RegistryError, PolicyError."""
+        """Return the arm's compiled fast functions. Raises RegistryError, PolicyError."""
         arm = self.get(key)
+        if not arm.source:
+            raise RegistryError(f"{arm.name} has only slow functions; it decides on no request")
         if arm.id not in self._programs:
             self._programs[arm.id] = compile_policy(verify(arm.source))
         return self._programs[arm.id]
@@ -102,7 +112,7 @@ class Registry:
     def move(self, key: str, state: State, reason: str) -> Arm:
         """Move an arm to another state and return it. Raises RegistryError.
 
-        A pinned arm is not retired, and the last live arm stays live.
+        A pinned arm is not retired, and the last live arm that decides on requests stays live.
         """
         arm = self.get(key)
         reason = " ".join(reason.split())
@@ -113,7 +123,8 @@ class Registry:
             raise RegistryError(f"{arm.name} is {arm.state} and cannot become {state}, only {ways}")
         if state == State.RETIRED and arm.pinned:
             raise RegistryError(f"{arm.name} is pinned; unpin it before retiring it")
-        if arm.state == State.LIVE and sum(a.state == State.LIVE for a in self.all()) == 1:
+        live = [a for a in self.fast() if a.state is State.LIVE]
+        if live == [arm]:
             raise RegistryError(f"{arm.name} is the last live arm; bring another one live first")
         fault = _fault(arm)
         if fault and state != State.RETIRED:

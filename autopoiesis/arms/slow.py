@@ -6,12 +6,12 @@ denies what the text may have hidden.
 """
 
 import ast
-import hashlib
 import io
 import tokenize
 from dataclasses import dataclass
 from typing import NoReturn
 
+from autopoiesis.arms.arm import text_id
 from autopoiesis.arms.lexis import PolicyError, plain_text
 
 SLOW_FUNCTIONS: dict[str, tuple[str, ...]] = {
@@ -107,8 +107,7 @@ def verify_slow(source: str | bytes) -> SlowPolicy:
         if isinstance(error, PolicyError):
             raise
         raise PolicyError("it is nested too deeply to read; use local names") from None
-    digest = hashlib.sha256(normalised.encode("ascii")).hexdigest()
-    return SlowPolicy(normalised, digest[:12], tuple(sorted(modules)))
+    return SlowPolicy(normalised, text_id(normalised), tuple(sorted(modules)))
 
 
 class _Fence:

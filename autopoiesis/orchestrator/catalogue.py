@@ -13,7 +13,7 @@ from typing import Any
 import orjson
 
 from autopoiesis.arms.registry import Registry, UnknownArmError
-from autopoiesis.arms.seeds import seed_arms
+from autopoiesis.arms.seeds import seed_arms, slow_seed_arms
 from autopoiesis.orchestrator.control_access import NoTokenError, read_token
 from autopoiesis.orchestrator.rails import in_force
 from autopoiesis.orchestrator.settings import Settings
@@ -27,6 +27,8 @@ Ask = Callable[[str, int], QueryResult]
 """Puts a read-only query with a limit of rows."""
 
 ARM_COLUMNS = "id, name, origin, state, parents, created_at, traffic_share, utility, reason"
+SINCE_3 = {"kind": "'fast'", "slow": "''", "prompt": "''", "answer": "''"}
+"""Columns of arms, and what stands for them in a stopped instance's file of an older schema version."""
 SCORES = (
     "state", "traffic_share", "utility", "posterior_mean", "posterior_sd", "windows", "requests"
 )  # fmt: skip
@@ -58,13 +60,14 @@ def asking(settings: Settings) -> Generator[Ask]:
 
 def add_seeds(registry: Registry) -> None:
     """Bring the human arms into a registry that lacks them."""
-    for arm in seed_arms():
+    for arm in (*seed_arms(), *slow_seed_arms()):
         registry.add(arm)
 
 
 def list_arms(ask: Ask) -> list[dict[str, Any]]:
     """Return a row per arm, those with the most traffic first."""
-    query = f"select {ARM_COLUMNS} from arm_scores order by traffic_share desc, utility desc nulls last, name"  # noqa: S608
+    columns = f"{ARM_COLUMNS}, {_columns(ask, 'kind')}"
+    query = f"select {columns} from arm_scores order by traffic_share desc, utility desc nulls last, name"  # noqa: S608
     return rows_of(ask(query, MOST_ARMS))
 
 
@@ -84,16 +87,20 @@ def register(ask: Ask) -> list[dict[str, Any]]:
 
 
 def diff_arms(ask: Ask, one: str, other: str) -> dict[str, Any]:
-    """Return what two arms differ in: their scores, and a unified diff of their sources."""
+    """Return what two arms differ in: their scores, and a unified diff of their sources, slow ones last."""
     a, b = show_arm(ask, one), show_arm(ask, other)
     lines = unified_diff(
-        a["source"].splitlines(keepends=True),
-        b["source"].splitlines(keepends=True),
+        _whole(a).splitlines(keepends=True),
+        _whole(b).splitlines(keepends=True),
         f"{a['name']} ({a['id']})",
         f"{b['name']} ({b['id']})",
     )
     sides = [{name: arm[name] for name in ("id", "name", "origin", *SCORES)} for arm in (a, b)]
     return {"a": sides[0], "b": sides[1], "diff": "".join(lines)}
+
+
+def _whole(arm: dict[str, Any]) -> str:
+    return "\n\n".join(part for part in (arm["source"], arm["slow"]) if part)
 
 
 def show_guard_rails(ask: Ask) -> dict[str, Any]:
@@ -122,6 +129,12 @@ def show_guard_rails(ask: Ask) -> dict[str, Any]:
 def _schema_version(ask: Ask) -> int:
     """Return the version of a file; a stopped instance's may be older than this autopoiesis."""
     return int(ask("select schema_version from meta", 1).rows[0][0])
+
+
+def _columns(ask: Ask, *names: str) -> str:
+    """Return columns that came with schema version 3, or what stands for them in an older file."""
+    known = _schema_version(ask) >= 3
+    return ", ".join(name if known else f"{SINCE_3[name]} as {name}" for name in names)
 
 
 def find_arm(ask: Ask, which: str) -> str:
@@ -153,7 +166,8 @@ def rows_of(result: QueryResult) -> list[dict[str, Any]]:
 def _told(ask: Ask, which: str) -> list[dict[str, Any]]:
     """Return all that is known of the arms whose id is `which`, a condition of SQL."""
     arms = (
-        f"select {ARM_COLUMNS}, pinned, posterior_mean, posterior_sd, windows, requests, thought, source "  # noqa: S608
+        f"select {ARM_COLUMNS}, {_columns(ask, 'kind')}, pinned, posterior_mean, posterior_sd, windows, "  # noqa: S608
+        f"requests, thought, source, {_columns(ask, 'slow', 'prompt', 'answer')} "
         "from arm_scores join arms using (id, name, origin, state, parents, created_at, reason) "
         f"where id {which} order by created_s, id"
     )

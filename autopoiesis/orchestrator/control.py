@@ -141,8 +141,8 @@ class _Handlers:
 
 def told(arm: Arm, *, new: bool) -> dict[str, Any]:
     """Return what is told of an arm after a change."""
-    names = ("id", "name", "origin", "state", "pinned", "reason", "parents")
-    return {name: value for name, value in asdict(arm).items() if name in names} | {"new": new}
+    names = ("id", "name", "origin", "state", "pinned", "reason", "parents", "kind")
+    return {name: getattr(arm, name) for name in names} | {"new": new}
 
 
 def control_app(store: Store, desk: Desk, access: Access, metrics: Metrics) -> web.Application:

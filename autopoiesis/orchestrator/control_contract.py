@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from autopoiesis.arms.arm import Origin, State
+from autopoiesis.arms.arm import Kind, Origin, State
 from autopoiesis.orchestrator.rails import Order
 from autopoiesis.orchestrator.registrar import Step
 from autopoiesis.telemetry.endpoint import MOST_ROWS
@@ -14,6 +14,10 @@ from autopoiesis.telemetry.query import MAX_CHARACTERS, MAX_ROWS
 ONE_LINE = r"^[^\x00-\x1f\x7f]*$"
 LONGEST_SOURCE = 65_536
 """Characters of a policy that are looked at; the language itself allows far less."""
+
+
+LONGEST_EXCHANGE = 100_000
+"""Characters of a question to a language model, and of its answer."""
 
 
 class Body(BaseModel):
@@ -33,10 +37,15 @@ class NewArmBody(SaidBody):
     """A policy, and what is known of it."""
 
     source: str = Field(
+        "",
         max_length=LONGEST_SOURCE,
+        description="Its functions; slow ones may stand beside fast ones.",
         examples=[
             "def score(request, replica, fleet):\n    return replica.in_flight / replica.speed\n"
         ],
+    )
+    slow: str = Field(
+        "", max_length=LONGEST_SOURCE, description="Its slow functions, if not in `source`."
     )
     name: str = Field("", max_length=100, pattern=ONE_LINE, examples=["mine"])
     origin: Origin = Origin.FILES
@@ -46,6 +55,8 @@ class NewArmBody(SaidBody):
     parents: tuple[str, ...] = Field((), max_length=64, examples=[("0123456789ab",)])
     thought: str = Field("", max_length=LONGEST_SOURCE, description="What its author said of it.")
     reason: str = Field("", max_length=1000, pattern=ONE_LINE, examples=["read from mine.py"])
+    prompt: str = Field("", max_length=LONGEST_EXCHANGE, description="What its author was asked.")
+    answer: str = Field("", max_length=LONGEST_EXCHANGE, description="What its author answered.")
     canary: bool = Field(False, description="Give it traffic at once.")
 
 
@@ -121,6 +132,7 @@ class ArmAnswer(Answer):
     traffic_share: float
     utility: float | None
     reason: str
+    kind: Kind = Field(description="Whether it has fast functions, slow ones, or both.")
 
 
 class ArmsAnswer(Answer):
@@ -162,7 +174,10 @@ class ArmDetailAnswer(ArmAnswer):
     windows: int
     requests: int
     thought: str
-    source: str
+    source: str = Field(description="Its fast functions, empty for none.")
+    slow: str = Field(description="Its slow functions, empty for none.")
+    prompt: str = Field(description="What a language model was asked, empty if none wrote it.")
+    answer: str = Field(description="What the model answered.")
     history: list[StepAnswer]
     races: list[RaceAnswer]
 
@@ -177,6 +192,7 @@ class ChangedArmAnswer(Answer):
     pinned: bool
     reason: str
     parents: list[str]
+    kind: Kind
     new: bool = Field(description="Whether it was not in the registry before.")
 
 

@@ -328,7 +328,7 @@ class Controller:
     def _grow(self, trigger: Trigger) -> None:
         recent, _ = observed(list(self._records))
         serving = self.registry.serving()
-        known = [arm.id for arm in self.registry.all() if arm not in serving]
+        known = [arm.id for arm in self.registry.fast() if arm not in serving]
         try:
             brief = brief_of(
                 trigger, recent, self._specs(), serving, known, self._settings, self._lessons()

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 from autopoiesis.arms.allocation import SHARDS
-from autopoiesis.arms.arm import SERVING, Arm
+from autopoiesis.arms.arm import Arm
 from autopoiesis.arms.registry import Registry
 from autopoiesis.gateway.link import PickerLink
 from autopoiesis.orchestrator.governor import Command, Governor
@@ -80,7 +80,7 @@ class Desk:
         async with self._deciding:
             arm = self._registrar.step(which, step, said)
         allocation = self._status.allocation
-        if arm.state not in SERVING and allocation and arm.id in allocation.arms():
+        if not arm.serves and allocation and arm.id in allocation.arms():
             self._reconsider()
         return arm
 

@@ -32,7 +32,7 @@ def export_arms(register: Sequence[dict[str, Any]], folder: Path) -> list[Path]:
     arms = [_arm(told) for told in register]
     index = [told | {"file": file_name(arm)} for told, arm in zip(register, arms, strict=True)]
     for told in index:
-        del told["source"]
+        del told["source"], told["slow"]
     try:
         folder.mkdir(parents=True, exist_ok=True)
         paths = [write_arm(arm, folder) for arm in arms]
@@ -80,6 +80,7 @@ def new_arm(arm: Arm, *, name: str = "", canary: bool = False) -> NewArm:
         thought=arm.thought,
         reason=arm.reason[:LONGEST_REASON],
         canary=canary,
+        slow=arm.slow,
     )
 
 
@@ -111,4 +112,5 @@ def _arm(told: dict[str, Any]) -> Arm:
         reason=told["reason"],
         pinned=told["pinned"],
         thought=told["thought"],
+        slow=told["slow"],
     )

@@ -4,7 +4,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from autopoiesis.arms.allocation import Allocation
-from autopoiesis.arms.arm import SERVING
 from autopoiesis.arms.registry import Registry
 from autopoiesis.orchestrator.rails import Order, obey
 from autopoiesis.orchestrator.registrar import Said
@@ -67,7 +66,7 @@ class Governor:
     def follow(self, window: int) -> None:
         """Lift what cannot hold any more: an arm that serves no more cannot have everything."""
         only = self.rails.only
-        if only and self._registry.get(only).state not in SERVING:
+        if only and not self._registry.get(only).serves:
             told = f"{self._name(only)} serves no more; it does not have everything any longer"
             self._put(replace(self.rails, only=""), Order.ALLOCATE, told, window)
 

@@ -72,6 +72,7 @@ def brief_of(
         folder=str(settings.data_dir / "synthesis"),
         policies_asked=settings.llm.policies,
         window=trigger.window,
+        since_window=trigger.since,
         asked_s=trigger.at_s,
         lessons=tuple(lessons),
     )

@@ -33,7 +33,7 @@ BY_WINDOW = {
 
 WHOLE = {
     "arms": """
-        select s.id, s.name, s.origin, s.state, a.pinned, s.traffic_share, s.utility, s.posterior_mean,
+        select s.id, s.name, s.kind, s.origin, s.state, a.pinned, s.traffic_share, s.utility, s.posterior_mean,
             s.posterior_sd, s.probability, s.windows, s.requests, s.parents, a.created_s, s.reason
         from arm_scores as s join arms as a using (id) order by a.created_s, s.name""",
     "cells": """

@@ -240,7 +240,7 @@ class WindowLoop:
 
     def _try_in_shadow(self, now: _Window, seen: Observation) -> None:
         """Let the arms in shadow decide the window that has just ended, beside the arm that served most."""
-        arms = [a.id for a in self.registry.all() if a.state is State.SHADOW]
+        arms = [a.id for a in self.registry.fast() if a.state is State.SHADOW]
         if not arms:
             return
         live = max(now.allocation.arms(), key=now.allocation.share)
@@ -295,7 +295,7 @@ class WindowLoop:
     def _meet_arms(self) -> None:
         """Know the arms that serve or may serve again, and no others."""
         kept = SERVING | {State.SHADOW, State.QUARANTINED}
-        self.beliefs.meet([a.id for a in self.registry.all() if a.state in kept])
+        self.beliefs.meet([a.id for a in self.registry.fast() if a.state in kept])
 
     def _let_arms_rise_and_fall(
         self,
@@ -310,8 +310,8 @@ class WindowLoop:
         baseline = estimates.get(control, means[control])
         self._move(self.lifecycle.review(self.registry.serving(), utility, baseline), seen)
         if drifted:
-            self._move(self.lifecycle.second_chances(self.registry.all(), means), seen)
-        self._move(self.lifecycle.superfluous(self.registry.all(), means), seen)
+            self._move(self.lifecycle.second_chances(self.registry.fast(), means), seen)
+        self._move(self.lifecycle.superfluous(self.registry.fast(), means), seen)
 
     def _compare(
         self,
@@ -431,7 +431,7 @@ class WindowLoop:
             switchback=(tried.arm_id, tried.control_id) if tried else None,
             trial=self.lifecycle.on_trial(self._eligible()),
             probabilities=probabilities,
-            states={a.id: a.state for a in self.registry.all()},
+            states={a.id: a.state for a in self.registry.fast()},
         )
 
     def _eligible(self) -> tuple[Arm, ...]:

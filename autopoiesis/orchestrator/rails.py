@@ -10,7 +10,7 @@ from dataclasses import replace
 from enum import StrEnum
 
 from autopoiesis.arms.allocation import Allocation
-from autopoiesis.arms.arm import SERVING, Arm, Origin
+from autopoiesis.arms.arm import Arm, Origin
 from autopoiesis.arms.registry import Registry
 from autopoiesis.telemetry.records import GuardRails
 
@@ -105,7 +105,9 @@ def _human_only(rails: GuardRails, registry: Registry) -> GuardRails:
 
 def _all_to(rails: GuardRails, arm: Arm) -> GuardRails:
     _refuse_if_held(rails)
-    if arm.state not in SERVING:
+    if not arm.source:
+        raise OrderError(f"{arm.name} has only slow functions; it decides on no request.")
+    if not arm.serves:
         raise OrderError(f"{arm.name} is {arm.state} and does not serve; promote it first.")
     if rails.human_only and arm.origin is not Origin.HUMAN:
         raise OrderError(

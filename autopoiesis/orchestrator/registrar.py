@@ -48,9 +48,10 @@ class Said:
 
 @dataclass(frozen=True, slots=True)
 class NewArm:
-    """A policy to take in, with what is known of it; `source` need not be canonical."""
+    """A policy to take in, with what is known of it; its sources need not be in their normal form."""
 
     source: str
+    """Its functions: fast ones, slow ones, or both."""
     name: str = ""
     origin: Origin = Origin.FILES
     created_at: float | None = None
@@ -59,6 +60,10 @@ class NewArm:
     reason: str = ""
     canary: bool = False
     """Whether it is given traffic at once."""
+    slow: str = ""
+    """Its slow functions, where they do not stand in `source`."""
+    prompt: str = ""
+    answer: str = ""
 
 
 class Registrar:
@@ -83,6 +88,9 @@ class Registrar:
             parents=new.parents,
             reason=said.of(new.reason or "added"),
             thought=new.thought,
+            slow=new.slow,
+            prompt=new.prompt,
+            answer=new.answer,
         )
         known = {known.id for known in self._registry.all()}
         kept = self._registry.add(arm)

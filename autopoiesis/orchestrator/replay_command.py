@@ -10,7 +10,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from autopoiesis.arms.arm import Arm
 from autopoiesis.arms.files import read_arm
 from autopoiesis.arms.registry import Registry, RegistryError
-from autopoiesis.arms.seeds import seed_arms
+from autopoiesis.arms.seeds import seed_arms, slow_seed_arms
 from autopoiesis.orchestrator.growth import brief_of, errand_of, promoted_with_gain
 from autopoiesis.orchestrator.replay import Newcomer, ReplayReport, Request, replay
 from autopoiesis.orchestrator.settings import Settings
@@ -141,6 +141,9 @@ def _arms(settings: Settings, keys: Sequence[str]) -> list[Arm]:
             continue
         known = known or _registry(settings)
         found.append(known.get(key))
+    for arm in found:
+        if not arm.source:
+            raise RegistryError(f"{arm.name} has only slow functions; it decides on no request.")
     return found
 
 
@@ -148,7 +151,7 @@ class _Stored:
     """The arms of a stopped instance, and the seeds; nothing is written back."""
 
     def __init__(self, settings: Settings) -> None:
-        self._arms = {arm.id: arm for arm in seed_arms()}
+        self._arms = {arm.id: arm for arm in (*seed_arms(), *slow_seed_arms())}
         if settings.telemetry_file.exists():
             with Store.open(settings.telemetry_file) as store:
                 self._arms |= {arm.id: arm for arm in store.load_arms()}

@@ -150,6 +150,7 @@ class Status:
             {
                 "id": arm.id,
                 "name": arm.name,
+                "kind": arm.kind,
                 "origin": arm.origin,
                 "state": arm.state,
                 "traffic_share": shares.get(arm.id, 0.0),

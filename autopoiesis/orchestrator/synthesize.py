@@ -186,10 +186,10 @@ def _stored_brief(settings: Settings, windows: int) -> Brief:
     arms = [
         Arm(i, name, Origin(origin), State(state), source, 0.0)
         for i, name, origin, state, source in ask(
-            "select id, name, origin, state, source from arms"
+            "select id, name, origin, state, source from arms where source <> ''"
         )
     ]
-    serving = [arm for arm in arms if arm.state in {State.LIVE, State.CANARY}] or seed_arms()
+    serving = [arm for arm in arms if arm.serves] or seed_arms()
     known = [arm.id for arm in arms if arm not in serving]
     last = int(spans[0][0])
     return brief_of(

@@ -78,24 +78,28 @@ def speed_table(report: SpeedReport) -> Table:
 def arms_table(rows: Sequence[Mapping[str, Any]]) -> Table:
     """Show the registry."""
     table = Table(title=f"{len(rows)} arms", box=SIMPLE_HEAD, pad_edge=False)
-    widths = {"id": 12, "name": 10, "origin": 7, "state": 9, "traffic": 7, "utility": 7, "why": 10}
+    widths = {"id": 12, "name": 10, "kind": 4, "origin": 7, "state": 9}
+    widths |= {"traffic": 7, "utility": 7, "why": 10}
     for column, width in widths.items():
         side = "right" if column in {"traffic", "utility"} else "left"
         table.add_column(column, justify=side, min_width=width, no_wrap=True)
     for row in rows:
         share, utility = number(row["traffic_share"], 2), number(row["utility"])
-        told = [escape(row[column]) for column in ("id", "name", "origin", "state")]
+        told = [escape(row[column]) for column in ("id", "name", "kind", "origin", "state")]
         table.add_row(*told, share, utility, escape(row["reason"]))
     return table
 
 
 def arm_panel(row: Mapping[str, Any]) -> RenderableType:
-    """Show one arm with its policy, its races and its history."""
-    facts = {k: v for k, v in row.items() if k not in {"source", "history", "races"}}
-    parts: list[RenderableType] = [
-        pairs_table(str(row["name"]), facts),
-        Panel(Syntax(row["source"], "python"), title="policy"),
-    ]
+    """Show one arm with its policies, what its author was asked and answered, its races and its history."""
+    texts = {"source": "policy", "slow": "slow functions", "prompt": "asked", "answer": "answered"}
+    facts = {k: v for k, v in row.items() if k not in {*texts, "history", "races"}}
+    parts: list[RenderableType] = [pairs_table(str(row["name"]), facts)]
+    for key, title in texts.items():
+        if row[key]:
+            code = key in {"source", "slow"}
+            shown = Syntax(row[key], "python", word_wrap=True) if code else Text(row[key])
+            parts.append(Panel(shown, title=title))
     if row["races"]:
         races = ("synthesis", "at", "trigger", "synthesizer", "verdict", "gate", "gain", "reason")
         parts.append(_rows_table("races", row["races"], races))

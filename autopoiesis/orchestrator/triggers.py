@@ -37,6 +37,8 @@ class Trigger:
     at_s: float
     why: str
     """One line."""
+    since: int | None = None
+    """The first of the windows that gave the reason; None if an operator asked."""
 
 
 class Triggers:
@@ -47,6 +49,7 @@ class Triggers:
         self._regretted = 0
         self._below = 0
         self._drifted: list[str] = []
+        self._drifted_since = 0
         self._busy = False
         self._quiet_until_s = float("-inf")
         self._fired_s: list[float] = []
@@ -69,17 +72,20 @@ class Triggers:
             self._regretted = self._regretted + 1 if regret_low > s.regret else 0
         if best is not None:
             self._below = self._below + 1 if best < s.target else 0
+        if drifted and not self._drifted:
+            self._drifted_since = window
         self._drifted += [name for name in drifted if name not in self._drifted]
         if not self.ready(at_s):
             return None
         if regret_low is not None and self._regretted >= s.windows:
             why = f"regret above {s.regret:g} for {self._regretted} windows (at least {regret_low:.3f})"
-            return self._fire("regret", window, at_s, why)
+            return self._fire("regret", window, at_s, why, window + 1 - self._regretted)
         if self._drifted:
-            return self._fire("drift", window, at_s, f"drift of {', '.join(self._drifted)}")
+            why = f"drift of {', '.join(self._drifted)}"
+            return self._fire("drift", window, at_s, why, self._drifted_since)
         if best is not None and self._below >= s.windows:
             why = f"best arm below {s.target:g} for {self._below} windows (now {best:.3f})"
-            return self._fire("target", window, at_s, why)
+            return self._fire("target", window, at_s, why, window + 1 - self._below)
         return None
 
     def ready(self, at_s: float) -> bool:
@@ -88,12 +94,12 @@ class Triggers:
         spent = len(self._fired_s) >= self.settings.per_hour
         return not (self._busy or spent or at_s < self._quiet_until_s)
 
-    def _fire(self, kind: str, window: int, at_s: float, why: str) -> Trigger:
+    def _fire(self, kind: str, window: int, at_s: float, why: str, since: int) -> Trigger:
         self._regretted = self._below = 0
         self._drifted = []
         self._fired_s.append(at_s)
         self._quiet_until_s = at_s + self.settings.cooldown_s
-        return Trigger(kind, window, at_s, why)
+        return Trigger(kind, window, at_s, why, since)
 
     def began(self) -> None:
         """Note that a cycle runs; until `ended` no other begins."""
@@ -110,6 +116,7 @@ class Triggers:
             "regretted": self._regretted,
             "below": self._below,
             "drifted": list(self._drifted),
+            "drifted_since": self._drifted_since,
             "quiet_until_s": max(self._quiet_until_s, 0.0),
             "fired_s": list(self._fired_s),
         }
@@ -119,5 +126,6 @@ class Triggers:
         self._regretted = state["regretted"]
         self._below = state["below"]
         self._drifted = list(state["drifted"])
+        self._drifted_since = state.get("drifted_since", 0)
         self._quiet_until_s = state["quiet_until_s"]
         self._fired_s = list(state["fired_s"])

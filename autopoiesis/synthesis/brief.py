@@ -80,6 +80,8 @@ class Brief:
     """Policies that language models are asked for at a time."""
     window: int = -1
     """The window in which it was asked."""
+    since_window: int | None = None
+    """The first window of what it answers; None for one by hand."""
     asked_s: float = field(default_factory=time.time)
     """When it was asked, Unix time [s]."""
     left_s: float = 0.0

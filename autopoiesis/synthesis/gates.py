@@ -1,7 +1,7 @@
 """The gates a proposal passes in order: verify, novelty, screen, race, hold-out, tuning."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -82,6 +82,11 @@ class Candidate:
             gain_high=_finite(self.gain.high) if self.gain else None,
             parents=self.proposal.parents,
             thought=self.proposal.thought,
+            model=self.proposal.model,
+            tokens=self.proposal.tokens,
+            cost_usd=self.proposal.cost_usd,
+            prompt=self.proposal.prompt if self.gate in PROMOTING else "",
+            answer=self.proposal.answer if self.gate in PROMOTING else "",
         )
 
 
@@ -301,7 +306,15 @@ class Gates:
             return None
         self._known.add(found.policy.id)
         thought = f"the numbers of {candidate.policy.id} tuned in {found.replays} replays"
-        proposal = Proposal(found.policy.source, Origin.TUNED, (candidate.policy.id,), thought)
+        proposal = replace(
+            candidate.proposal,
+            source=found.policy.source,
+            origin=Origin.TUNED,
+            parents=(candidate.policy.id,),
+            thought=thought,
+            tokens=0,
+            cost_usd=0.0,
+        )
         return Candidate(proposal, found.policy, compile_policy(found.policy), "tuning")
 
     def tuning_holds(self, tuned: Candidate, before: Candidate) -> bool:

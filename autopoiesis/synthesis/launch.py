@@ -148,6 +148,7 @@ def _failed(brief: Brief, started_s: float, error: str) -> SynthesisRow:
     return SynthesisRow(
         started_s=brief.asked_s,
         window=brief.window,
+        since_window=brief.since_window,
         trigger=brief.trigger,
         synthesizer=brief.synthesizer.value,
         seconds=time.monotonic() - started_s,

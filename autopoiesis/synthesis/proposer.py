@@ -38,6 +38,10 @@ class Proposal:
     cost_usd: float = 0.0
     model: str = ""
     """The language model that wrote it."""
+    prompt: str = ""
+    """What the model was asked."""
+    answer: str = ""
+    """What it answered, repairs included."""
 
 
 @dataclass(frozen=True, slots=True)

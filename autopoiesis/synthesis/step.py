@@ -63,6 +63,7 @@ def step(
     row = SynthesisRow(
         started_s=brief.asked_s,
         window=brief.window,
+        since_window=brief.since_window,
         trigger=brief.trigger,
         synthesizer=proposer.origin.value,
         seconds=clock() - cycle.started_s,
@@ -96,6 +97,8 @@ def promoted_arms(row: SynthesisRow, created_at: float) -> list[Arm]:
             parents=by_id[arm_id].parents,
             reason=by_id[arm_id].reason,
             thought=by_id[arm_id].thought,
+            prompt=by_id[arm_id].prompt,
+            answer=by_id[arm_id].answer,
         )
         for arm_id in row.promoted
     ]

@@ -232,6 +232,16 @@ class CandidateRow:
     """Ids of the policies it was made from."""
     thought: str = ""
     """What its author said of it."""
+    slow: str = ""
+    """Source of its slow functions, empty for none."""
+    model: str = ""
+    """The language model that wrote it, empty for none."""
+    tokens: int = 0
+    """Its part of what the answer that holds it took, prompt and repair included."""
+    cost_usd: float = 0.0
+    prompt: str = ""
+    """What the model was asked; kept of promoted ones only, with the arm."""
+    answer: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -253,3 +263,5 @@ class SynthesisRow:
     error: str = ""
     conclusion: str = ""
     """What came of it, in one line."""
+    since_window: int | None = None
+    """The first window of what it answers; None for a cycle by hand."""

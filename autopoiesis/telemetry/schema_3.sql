@@ -1,4 +1,5 @@
--- Schema version 3: what has been written to the history, and which views the file has.
+-- Schema version 3: what has been written to the history, which views the file has, what was asked and answered when
+-- an arm was written, and what each candidate cost.
 
 create table sealed (
     name      varchar not null,   -- table whose rows these are
@@ -13,3 +14,19 @@ create table sealed (
 
 alter table meta add column views varchar default '';  -- hash of the statements that made the views
 alter table meta alter column views set not null;
+
+alter table arms add column prompt varchar default '';  -- what its author was asked, empty for none
+alter table arms alter column prompt set not null;
+alter table arms add column answer varchar default '';  -- and what it answered
+alter table arms alter column answer set not null;
+
+alter table candidates add column slow varchar default '';  -- source of its slow functions
+alter table candidates alter column slow set not null;
+alter table candidates add column model varchar default '';  -- language model that wrote it
+alter table candidates alter column model set not null;
+alter table candidates add column tokens bigint default 0;  -- its part of the answer's
+alter table candidates alter column tokens set not null;
+alter table candidates add column cost_usd double default 0;
+alter table candidates alter column cost_usd set not null;
+
+alter table syntheses add column since_window bigint;  -- first window of what it answers; null for one by hand

@@ -50,7 +50,7 @@ def _names(record: type, *without: str) -> tuple[str, ...]:
 
 ESTIMATE = _names(ArmEstimate)
 SYNTHESIS = _names(SynthesisRow, "candidates")
-CANDIDATE = _names(CandidateRow)
+CANDIDATE = _names(CandidateRow, "prompt", "answer")
 ARM = _names(Arm)
 RAILS = ("frozen", "dry_run", "human_only", "only_arm", "held", "reason", "at_s")
 STEP = ("arm_id", "state", "pinned", "reason", "at_s")

@@ -42,7 +42,8 @@ select
     coalesce(s.replica_seconds, 0) as replica_seconds,
     m.parents,
     m.created_at,
-    m.reason
+    m.reason,
+    case when m.slow = '' then 'fast' when m.source = '' then 'slow' else 'both' end as kind
 from arms as m
 left join latest as l on l.arm_id = m.id
 left join served as s on s.arm_id = m.id
@@ -139,3 +140,23 @@ left join arm_estimates as e on e.arm_id = m.id and e.window_id = w - 1
 left join windows as p on p.window_id = w - 1
 where s.arm_id is not null or e.arm_id is not null
 order by s.share desc nulls last, m.name;
+
+-- How long it took from a change in the traffic until what was written in answer had traffic.
+create or replace view time_to_traffic as
+select
+    s.synthesis,
+    s."trigger",
+    s.synthesizer,
+    s.promoted,
+    shift.started_at as shifted_at,
+    s.started_s - shift.started_s as to_trigger_s,
+    s.seconds as writing_s,
+    min(served.window_id) as first_window,
+    min(served.started_s) - (s.started_s + s.seconds) as waiting_s,
+    min(served.started_s) - shift.started_s as to_first_traffic_s
+from syntheses as s
+left join windows as shift on shift.window_id = s.since_window
+left join allocations as a on list_contains(s.promoted, a.arm_id) and a.window_id > s.window_id
+left join windows as served on served.window_id = a.window_id
+group by all
+order by s.synthesis;

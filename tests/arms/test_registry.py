@@ -2,13 +2,17 @@
 
 from dataclasses import replace
 
+import hypothesis.strategies as st
 import pytest
+from hypothesis import given
 
 from autopoiesis.arms.arm import SERVING, Origin, State
 from autopoiesis.arms.files import arm_from_source, policy_files, read_arm, write_arm
-from autopoiesis.arms.language import PolicyError
+from autopoiesis.arms.language import PolicyError, verify
+from autopoiesis.arms.parts import parts_of
 from autopoiesis.arms.registry import MOVES, Registry, RegistryError
-from autopoiesis.arms.seeds import seed_arms
+from autopoiesis.arms.seeds import seed_arms, slow_seed_arms
+from autopoiesis.arms.slow import verify_slow
 
 
 class DictStore:
@@ -224,6 +228,97 @@ def test_an_arm_with_a_slow_policy_has_an_id_of_its_own():
         kept.add(replace(both, slow=SLOW.replace("False", "True")))
     with pytest.raises(PolicyError, match="slow functions: line 1: `os` cannot be imported"):
         kept.add(replace(both, slow="import os\n" + SLOW))
+
+
+def test_an_arm_may_have_slow_functions_alone():
+    slow = arm_from_source(
+        SLOW, name="plans", origin=Origin.FILES, state=State.LIVE, created_at=5.0
+    )
+    assert (slow.id, slow.source, slow.slow, slow.kind) == (verify_slow(SLOW).id, "", SLOW, "slow")
+    assert [arm(1).kind, arm(1, slow=SLOW).kind] == ["fast", "both"]
+    kept = Registry(DictStore([arm(1, state=State.LIVE), slow]))
+    assert [a.name for a in kept.serving()] == [a.name for a in kept.fast()] == ["mine"]
+    assert [a.name for a in kept.planning()] == ["plans"]
+    with pytest.raises(RegistryError, match="only slow functions"):
+        kept.program("plans")
+    with pytest.raises(RegistryError, match="last live arm"):
+        kept.move("mine", State.RETIRED, "worse")
+    assert kept.move("plans", State.RETIRED, "worse").state == State.RETIRED
+
+
+MIXED = """# A thought.
+import math
+
+def score(request, replica, fleet):
+    return 1
+
+LIMIT = 0.5
+def schedule(window, fleet, plan):
+    return plan
+def admit(request, fleet): return 1
+def ceiling(gpus):  # a function of its own
+    return math.ceil(gpus)
+def should_reschedule(window, fleet, plan):
+    return LIMIT
+"""
+
+
+def test_fast_and_slow_functions_may_stand_in_one_text():
+    fast, slow = parts_of(MIXED)
+    assert verify(fast).functions == {"score", "admit"}
+    assert verify_slow(slow).source == (
+        "import math\nLIMIT = 0.5\ndef schedule(window, fleet, plan):\n    return plan\n"
+        "def ceiling(gpus):\n    return math.ceil(gpus)\n"
+        "def should_reschedule(window, fleet, plan):\n    return LIMIT\n"
+    )
+    both = arm_from_source(MIXED, name="", origin=Origin.FILES, state=State.LIVE, created_at=5.0)
+    assert (both.kind, both.thought, both.name) == ("both", "A thought.", both.id)
+    assert both == replace(both, source=verify(fast).source, slow=verify_slow(slow).source)
+    assert parts_of(arm(1).source) == (arm(1).source, "")
+    assert parts_of(MIXED.encode()) == parts_of(MIXED.replace("\n", "\r\n")) == (fast, slow)
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        (MIXED.replace("return 1\n\n", "return 1 +\n\n"), "line 5: not valid Python"),
+        (MIXED.replace("return math.ceil", "return os.ceil(gpus.__class__) + "), "slow functions: line 12: "),
+        (MIXED.replace("): return 1", "): return x"), "line 10: `x`"),
+        (MIXED.replace("def score", "@print\ndef score"), "line 4: `@`"),
+        (MIXED + "def score(request, replica, fleet):\n    return 2\n", "line 15: `score` is defined twice"),
+        (MIXED.replace("def schedule(", "def plan_it("), "slow functions: line 1: `schedule` is missing"),
+        (MIXED + "(" * 5000, "not valid Python|nested too deeply"),
+        (MIXED + "\u00e9", "line 15: character"),
+        (MIXED + "# " + "x" * 40_000, "over 32768 bytes"),
+    ],
+)  # fmt: skip
+def test_a_mixed_text_is_refused_with_the_line_where_it_is_wrong(text, why):
+    with pytest.raises(PolicyError, match=why):
+        arm_from_source(text, name="", origin=Origin.FILES, state=State.LIVE, created_at=5.0)
+
+
+@given(st.text(max_size=300) | st.text(alphabet="def schedule(,):\n\t #'\"\\@;x=1", max_size=300))
+def test_any_text_is_split_or_refused(text):
+    for source in (text, "def schedule(window, fleet, plan):\n    return plan\n" + text):
+        try:
+            fast, slow = parts_of(source)
+        except PolicyError:
+            continue
+        assert not slow or len(slow.split("\n")) == len(
+            source.replace("\r\n", "\n").replace("\r", "\n").split("\n")
+        )
+        assert slow or fast == source
+
+
+def test_slow_functions_alone_are_one_file(tmp_path):
+    slow = replace(slow_seed_arms()[0], parents=("x",))
+    path = write_arm(slow, tmp_path)
+    assert path.name == f"{slow.name}-{slow.id}.plan.py"
+    assert policy_files(tmp_path) == [path]
+    found = read_arm(path, 9.0)
+    assert found == replace(slow, state=State.CANDIDATE, reason=found.reason)
+    (tmp_path / "mine.plan.py").write_text(SLOW)
+    assert read_arm(tmp_path / "mine.plan.py", 9.0).name == "mine"
 
 
 def test_a_slow_policy_that_no_longer_verifies_retires_its_arm():

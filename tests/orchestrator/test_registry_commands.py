@@ -14,10 +14,10 @@ from controller_process import controlled
 from typer.testing import CliRunner
 
 from autopoiesis.arms.arm import Arm, Origin, State
-from autopoiesis.arms.files import arm_from_source
+from autopoiesis.arms.files import arm_from_source, verified
 from autopoiesis.arms.language import verify
 from autopoiesis.arms.registry import Registry
-from autopoiesis.arms.seeds import seed_arms
+from autopoiesis.arms.seeds import SLOW_SEEDS, seed_arms
 from autopoiesis.cli import app
 from autopoiesis.orchestrator.catalogue import add_seeds
 from autopoiesis.orchestrator.lineage import lineage
@@ -51,7 +51,11 @@ def policy_file(folder: Path, number: float, name: str = "mine.py") -> Path:
 
 def test_before_the_first_start_the_seeds_are_all_the_arms_there_are(tmp_path: Path):
     rows = arms_json(tmp_path, "list")
-    assert {row["name"] for row in rows} == {arm.name for arm in seed_arms()}
+    kinds = {row["name"]: row["kind"] for row in rows}
+    assert kinds == {arm.name: "fast" for arm in seed_arms()} | dict.fromkeys(SLOW_SEEDS, "slow")
+    assert all(row["state"] == "live" and row["origin"] == "human" for row in rows)
+    table = arms(tmp_path, "list")
+    assert all(name in table for name in kinds)
     assert arms_json(tmp_path, "show", "least-requests")["origin"] == "human"
     assert "nobody" in arms(tmp_path, "show", "nobody", code=2)
     assert not (tmp_path / ".autopoiesis").exists()
@@ -129,6 +133,80 @@ def test_sources_and_scores_of_two_arms_are_compared(tmp_path: Path):
     assert changed == ["-    return replica.in_flight * 3.0", "+    return replica.in_flight * 4.0"]
     assert "return replica.in_flight * 4.0" in arms(tmp_path, "diff", "three", "four")
     assert "do not differ" in arms(tmp_path, "diff", "three", "three")
+
+
+# --- slow functions --------------------------------------------------------------------------------
+
+SLOW = (
+    "def should_reschedule(window, fleet, plan):\n    return window.utilisation > 0.9\n\n"
+    "def schedule(window, fleet, plan):\n    return plan\n"
+)
+
+
+@pytest.mark.parametrize(
+    ("files", "added", "kind"),
+    [
+        ({"mine.py": SLOW + POLICY.format(3)}, "mine.py", "both"),
+        ({"mine.py": POLICY.format(3), "mine.plan.py": SLOW}, "mine.py", "both"),
+        ({"mine.policy": "# A plan.\n" + SLOW}, "mine.policy", "slow"),
+        ({"mine.plan.py": SLOW}, "mine.plan.py", "slow"),
+    ],
+)
+def test_slow_functions_are_added_shown_exported_and_imported(
+    tmp_path: Path, files: dict[str, str], added: str, kind: str
+):
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    told = arms_json(tmp_path, "add", tmp_path / added)
+    assert (told["new"], told["name"], told["kind"]) == (True, "mine", kind)
+    shown = arms_json(tmp_path, "show", "mine")
+    assert "def should_reschedule(window, fleet, plan):" in shown["slow"]
+    assert ("def score(" in shown["source"]) == (kind == "both")
+    assert "def score(" not in shown["slow"]
+    panel = arms(tmp_path, "show", "mine")
+    assert "slow functions" in panel
+    assert "should_reschedule" in panel
+    arms(tmp_path, "export", tmp_path / "out")
+    rows = {row["name"]: row for row in arms_json(tmp_path, "import", tmp_path / "out", data="b")}
+    assert rows["mine"]["verdict"] == "added"
+    assert rows["mine"]["id"] == told["id"]
+    assert rows["never"]["verdict"] == "known"
+    again = arms_json(tmp_path, "show", "mine", data="b")
+    assert (again["source"], again["slow"]) == (shown["source"], shown["slow"])
+    diff = arms_json(tmp_path, "diff", "mine", "never")["diff"]
+    assert diff.startswith(f"--- mine ({told['id']})\n+++ never")
+
+
+def test_slow_functions_that_do_not_verify_are_refused_with_their_line(tmp_path: Path):
+    (tmp_path / "bad.py").write_text(POLICY.format(3) + "import os\n" + SLOW)
+    assert "line 4: `os` cannot be imported" in arms(tmp_path, "add", tmp_path / "bad.py", code=2)
+    (tmp_path / "bad.py").write_text(SLOW + "def score(request, replica, fleet):\n    return x\n")
+    line = SLOW.count("\n") + 2
+    assert f"line {line}: `x`" in arms(tmp_path, "add", tmp_path / "bad.py", code=2)
+
+
+def test_an_arm_with_slow_functions_alone_has_no_traffic_but_a_life(tmp_path: Path):
+    (tmp_path / "mine.py").write_text("# A plan.\n" + SLOW)
+    assert arms_json(tmp_path, "add", tmp_path / "mine.py", "--canary")["state"] == "canary"
+    assert arms_json(tmp_path, "promote", "mine")["state"] == "live"
+    for arm in seed_arms()[1:]:
+        arms(tmp_path, "retire", arm.id)
+    assert "last live arm" in arms(tmp_path, "retire", seed_arms()[0].id, code=2)
+    for name in ("mine", *SLOW_SEEDS):
+        assert arms_json(tmp_path, "retire", name)["state"] == "retired"
+
+
+def test_what_a_language_model_was_asked_and_answered_is_shown_with_its_arm(tmp_path: Path):
+    (tmp_path / ".autopoiesis").mkdir()
+    written = replace(bred(5), origin=Origin.OPENAI, prompt="Write a policy.", answer="Here: ...")
+    with Store.open(tmp_path / ".autopoiesis/telemetry.duckdb") as store:
+        Registry(store).add(written)
+    shown = arms_json(tmp_path, "show", "bred-5")
+    assert (shown["prompt"], shown["answer"]) == ("Write a policy.", "Here: ...")
+    panel = arms(tmp_path, "show", "bred-5")
+    assert "Write a policy." in panel
+    assert "Here: ..." in panel
+    assert arms_json(tmp_path, "show", "bred-5")["kind"] == "fast"
 
 
 # --- lineage and races -----------------------------------------------------------------------------
@@ -233,7 +311,7 @@ def test_a_registry_goes_through_a_folder_and_keeps_what_is_known(family: Path, 
     out = tmp_path / "out"
     arms(family, "export", out)
     index = {arm["name"]: arm for arm in json.loads((out / "index.json").read_text())["arms"]}
-    assert len(index) == len(seed_arms()) + 3
+    assert len(index) == len(seed_arms()) + len(SLOW_SEEDS) + 3
     assert {arm["file"] for arm in index.values()} == {p.name for p in out.iterdir()} - {
         "index.json"
     }
@@ -307,7 +385,7 @@ def whole(store: Store, kept: list[int]) -> None:
     ).rows
     steps: dict[str, list[str]] = dict(rows)
     for name, arm in there.items():
-        assert verify(arm.source).id == arm.id
+        assert verified(arm).id == arm.id
         assert steps[arm.id][-1] == arm.state
         assert arm.origin is Origin.HUMAN or steps[arm.id] in (
             ["candidate"],
@@ -374,6 +452,10 @@ def test_commands_change_a_running_instance_through_its_control_port(tmp_path: P
     with controlled(tmp_path, window_s=600.0) as running:
         assert arms_json(tmp_path, "add", policy_file(tmp_path, 8))["state"] == "candidate"
         assert arms_json(tmp_path, "promote", "mine")["state"] == "canary"
+        (tmp_path / "both.py").write_text(SLOW + POLICY.format(9))
+        assert arms_json(tmp_path, "add", tmp_path / "both.py", "--canary")["kind"] == "both"
+        assert arms_json(tmp_path, "show", "both") == running.client.get("/arms/both").json()
+        assert arms_json(tmp_path, "show", "both")["slow"] == SLOW.replace("\n\n", "\n")
         assert "import" in arms(tmp_path, "add", evil(tmp_path), code=2)
         assert "nobody" in arms(tmp_path, "pin", "nobody", code=2)
         assert running.client.get("/arms/mine").json()["state"] == "canary"

@@ -10,18 +10,28 @@ from autopoiesis.arms.slow import SlowPolicy, verify_slow
 
 
 def seed_arms() -> tuple[Arm, ...]:
-    """Return the human arms, live, in the order of their names."""
+    """Return the human arms that decide on requests, live, in the order of their names."""
     found = [file for file in files(__name__).iterdir() if file.name.endswith(".policy")]
     return tuple(
-        arm_from_source(
-            file.read_text("ascii"),
-            name=file.name.removesuffix(".policy"),
-            origin=Origin.HUMAN,
-            state=State.LIVE,
-            created_at=0.0,
-            reason="written by people; always in the pool",
-        )
+        _seed(file.name.removesuffix(".policy"), file.read_text("ascii"))
         for file in sorted(found, key=lambda file: file.name)
+    )
+
+
+def slow_seed_arms() -> tuple[Arm, ...]:
+    """Return the human arms that decide on plans, live: `slow_seeds` as arms without fast functions."""
+    return tuple(_seed(s.name, s.policy.source, s.thought) for s in slow_seeds())
+
+
+def _seed(name: str, source: str, thought: str = "") -> Arm:
+    return arm_from_source(
+        source,
+        name=name,
+        origin=Origin.HUMAN,
+        state=State.LIVE,
+        created_at=0.0,
+        reason="written by people; always in the pool",
+        thought=thought,
     )
 
 

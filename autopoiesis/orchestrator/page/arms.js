@@ -9,7 +9,7 @@ let showAll = false;
 
 export function drawArms(model) {
   const sorted = [...model.arms].sort((a, b) => b.traffic_share - a.traffic_share || (b.posterior_mean ?? -9) - (a.posterior_mean ?? -9));
-  const shown = showAll ? sorted : sorted.filter((arm) => arm.state === "live" || arm.state === "canary" || arm.traffic_share > 0);
+  const shown = showAll ? sorted : sorted.filter(serves);
   const hidden = sorted.length - shown.length;
   when(byId("arms"), [shown, hidden, showAll], () => [
     h(
@@ -32,6 +32,10 @@ export function drawArms(model) {
   ]);
 }
 
+function serves(arm) {
+  return arm.traffic_share > 0 || (arm.kind !== "slow" && (arm.state === "live" || arm.state === "canary"));
+}
+
 function drawRow(arm) {
   const dot = h("span", { class: "dot" });
   dot.style.background = colour(arm.id, arm.origin);
@@ -39,7 +43,7 @@ function drawRow(arm) {
   return h(
     "tr",
     {},
-    h("th", { scope: "row" }, dot, arm.name, arm.pinned && h("span", { class: "tag", title: "pinned" }, "pinned"), h("code", { class: "quiet" }, arm.id.slice(0, 6))),
+    h("th", { scope: "row" }, dot, arm.name, arm.kind !== "fast" && h("span", { class: "tag", title: "decides on plans" }, arm.kind), arm.pinned && h("span", { class: "tag", title: "pinned" }, "pinned"), h("code", { class: "quiet" }, arm.id.slice(0, 6))),
     h("td", {}, arm.origin),
     h("td", {}, h("span", { class: `tag ${arm.state}` }, arm.state)),
     h("td", { class: "right" }, arm.traffic_share ? percent(arm.traffic_share) : "–"),

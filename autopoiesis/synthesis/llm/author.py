@@ -3,7 +3,7 @@
 import time
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -11,6 +11,7 @@ from autopoiesis.arms.arm import Origin
 from autopoiesis.arms.language import PolicyError, verify
 from autopoiesis.synthesis import letter
 from autopoiesis.synthesis.brief import Brief
+from autopoiesis.synthesis.letter import Message
 from autopoiesis.synthesis.llm.answer import Draft, drafts_in
 from autopoiesis.synthesis.llm.conversation import (
     FINAL,
@@ -80,14 +81,18 @@ class ModelAuthor:
         self._seen.update(brief.known, (i.arm_id for i in brief.incumbents))
         wanted = min(self._policies, n)
         while self._barren < PATIENCE:
-            reply = self._question(brief, parents, wanted)
-            if reply is None:
+            asked = self._question(brief, parents, wanted)
+            if asked is None:
                 continue
-            drafts = [draft for text in reply.texts for draft in drafts_in(text)][:n]
+            ask, reply = asked
+            drafts = [(draft, text) for text in reply.texts for draft in drafts_in(text)][:n]
             if not drafts:
                 cut = " before it was cut off" if any(reply.cut) else ""
                 self._remark(f"{reply.model} answered without a policy{cut}.")
-            proposals = [self._checked(draft, reply, len(drafts)) for draft in drafts]
+            proposals = [
+                replace(self._checked(draft, text, reply, len(drafts)), prompt=_shown(ask.messages))
+                for draft, text in drafts
+            ]
             fresh = {p for p in map(_id_of, proposals) if p and p not in self._seen}
             self._seen |= fresh
             self._barren = 0 if fresh else self._barren + 1
@@ -111,25 +116,31 @@ class ModelAuthor:
             ]
         )
 
-    def _question(self, brief: Brief, parents: Sequence[Parent], wanted: int) -> Reply | None:
+    def _question(
+        self, brief: Brief, parents: Sequence[Parent], wanted: int
+    ) -> tuple[Ask, Reply] | None:
         """Ask for policies, in fewer words if they are too many; None if there is no answer."""
         each, choices = (1, wanted) if self._grammar else (wanted, 1)
         while True:
             messages = letter.request(brief, parents, each, self._most_bytes)
-            reply = self._ask(Ask(messages, choices, self._grammar))
+            ask = Ask(messages, choices, self._grammar)
+            reply = self._ask(ask)
             if reply.fault is not Fault.TOO_LONG or self._most_bytes <= SHORTEST_PROMPT_BYTES:
                 break
             length = sum(len(message.content.encode()) for message in messages)
             self._most_bytes = max(min(length, self._most_bytes) // 2, SHORTEST_PROMPT_BYTES)
         if reply.fault is None:
             self._answers.append(_Answer(reply.model, reply.tokens, reply.cost_usd))
-            return reply
+            return ask, reply
         self._remark(reply.reason)
         self._barren = PATIENCE if reply.fault in FINAL else self._barren + 1
         return None
 
-    def _checked(self, draft: Draft, reply: Reply, drafts: int) -> Proposal:
-        """Return the policy as it is, or as its author repairs it when the verifier refuses it."""
+    def _checked(self, draft: Draft, answer: str, reply: Reply, drafts: int) -> Proposal:
+        """Return the policy as it is, or as its author repairs it when the verifier refuses it.
+
+        `answer` is the text in which it stands.
+        """
         number = len(self._answers) - 1
         tokens, cost_usd = reply.tokens // drafts, reply.cost_usd / drafts
         source, thought = draft.source, draft.thought
@@ -137,6 +148,7 @@ class ModelAuthor:
         if fault and self._barren < PATIENCE:
             messages = letter.repair(source, fault, self._most_bytes)
             mended = self._ask(Ask(messages, 1, reply.grammar, reply.model))
+            answer = "\n\n".join([answer, f"[refused: {fault}]", *mended.texts])
             tokens, cost_usd = tokens + mended.tokens, cost_usd + mended.cost_usd
             self._answers[number].tokens += mended.tokens
             self._answers[number].cost_usd += mended.cost_usd
@@ -154,6 +166,7 @@ class ModelAuthor:
             tokens=tokens,
             cost_usd=cost_usd,
             model=reply.model,
+            answer=answer,
         )
 
     def _ask(self, ask: Ask) -> Reply:
@@ -173,6 +186,11 @@ def _fault(source: str) -> str:
     except PolicyError as error:
         return str(error)
     return ""
+
+
+def _shown(messages: Sequence[Message]) -> str:
+    """Return messages as one text."""
+    return "\n\n".join(f"[{message.role}]\n{message.content.strip()}" for message in messages)
 
 
 def _id_of(proposal: Proposal) -> str:
