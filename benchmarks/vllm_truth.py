@@ -42,7 +42,7 @@ from autopoiesis.arms.language import verify
 from autopoiesis.arms.objective import Objective
 from autopoiesis.arms.seeds import seed_arms
 from autopoiesis.gateway import envoy
-from autopoiesis.gateway.link import PickerLink
+from autopoiesis.gateway.link import Allocate, PickerLink
 from autopoiesis.gateway.load import replay_load
 from autopoiesis.gateway.settings import RunDir
 from autopoiesis.replicas.devices import places, usable_cores
@@ -106,7 +106,7 @@ class Stack:
         policy = verify(source)
         cell = Cell(policy.id, tuple(m.name for m in self.members), tuple(range(SHARDS)), 1.0)
         allocation = Allocation(self._window, (cell,))
-        self._link.allocate(allocation, {policy.id: policy.source}, Objective())
+        self._link.allocate(Allocate(allocation, {policy.id: policy.source}, Objective()))
 
     async def listen(self) -> None:
         """Collect what the picker records."""

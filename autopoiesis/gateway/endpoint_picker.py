@@ -104,7 +104,7 @@ class EndpointPicker:
             return None
         except Exception:
             log.exception("A request could not be read")
-            self._state.faults["", "a request could not be read"] += 1
+            self._state.faults.note("", "a request could not be read")
             await stream.write(GO_ON["request_body"])
             return None
         addresses = await self._decide(flight, started_s, stream)
@@ -136,9 +136,8 @@ class EndpointPicker:
             return self._state.decide(flight)
         except Shed:
             raise
-        except Exception as error:
-            log.exception("Arm %s failed", flight.arm_id)
-            self._state.faults[flight.arm_id, f"{type(error).__name__}: {error}"[:200]] += 1
+        except Exception as error:  # no arm's fault, but ours
+            self._state.faults.count("", error)
             return self._state.least_loaded(flight)
 
     async def _hold(self, flight: Flight, stream: Stream) -> Addresses:

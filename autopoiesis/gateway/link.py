@@ -10,7 +10,7 @@ import secrets
 from collections import Counter, deque
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
@@ -42,6 +42,10 @@ class Allocate:
     arms: dict[str, str]
     """Arm id → source of its policy."""
     objective: Objective
+    slow_ids: dict[str, str] = field(default_factory=dict[str, str])
+    """Arm id → id of its slow policy, where it has one: both are in the arm's id."""
+    baseline: str = ""
+    """The arm that decides where another fails; empty: the picker's own."""
 
     def encode(self) -> bytes:
         """Return the message as one line of JSON, without the line's end."""
@@ -51,6 +55,8 @@ class Allocate:
                 "window": self.allocation.window,
                 "cells": self.allocation.cells,
                 "arms": self.arms,
+                "slow_ids": self.slow_ids,
+                "baseline": self.baseline,
                 "objective": self.objective,
             }
         )
@@ -70,6 +76,8 @@ class Allocate:
             )
             window, arms = int(message["window"]), dict(message["arms"])
             objective = Objective(**message["objective"])
+            slow_ids = dict(message.get("slow_ids", {}))
+            baseline = str(message.get("baseline", ""))
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise LinkError(f"The allocation is not understood: {error!r}.") from None
         shards: list[object] = [shard for cell in cells for shard in cell.shards]
@@ -79,7 +87,7 @@ class Allocate:
             raise LinkError(
                 f"The allocation's shards must be distinct whole numbers from 0 to {SHARDS - 1}."
             )
-        return cls(Allocation(window, cells), arms, objective)
+        return cls(Allocation(window, cells), arms, objective, slow_ids, baseline)
 
 
 @dataclass(frozen=True, slots=True)
@@ -338,11 +346,9 @@ class PickerLink:
         """Whether the picker is there."""
         return self._writer is not None and not self._writer.is_closing()
 
-    def allocate(
-        self, allocation: Allocation, arms: Mapping[str, str], objective: Objective
-    ) -> None:
+    def allocate(self, message: Allocate) -> None:
         """Have the picker serve by this allocation, now or as soon as it is there again."""
-        line = Allocate(allocation, dict(arms), objective).encode() + b"\n"
+        line = message.encode() + b"\n"
         self._last_allocation = line
         self._send(line)
 

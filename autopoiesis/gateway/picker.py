@@ -20,6 +20,7 @@ import grpc
 import numpy as np
 import uvloop
 
+from autopoiesis.arms.arm import arm_id
 from autopoiesis.arms.compiler import compile_policy
 from autopoiesis.arms.language import PolicyError, verify
 from autopoiesis.arms.machine import Program
@@ -45,7 +46,7 @@ from autopoiesis.telemetry.records import OpenRequest, ReplicaSample
 log = logging.getLogger(__name__)
 
 BASELINE = "least-requests"
-"""Name of the human arm that serves until there is an allocation, and where no other arm can."""
+"""Name of the human arm that serves until there is an allocation, and where no other can till then."""
 FLEET_POLL_S = 1.0
 SWEEP_S = 60.0
 GRACE_S = 1.0
@@ -154,25 +155,27 @@ class Picker:
 
     def _apply(self, message: Allocate) -> None:
         programs: dict[str, Program] = {}
-        for arm_id in message.allocation.arms():
-            if program := self._program(arm_id, message.arms.get(arm_id, "")):
-                programs[arm_id] = program
+        for id_ in dict.fromkeys((*message.allocation.arms(), message.baseline)):
+            if id_ and (program := self._program(id_, message)):
+                programs[id_] = program
         self.state.set_objective(message.objective)
+        if message.baseline in programs:
+            self.state.set_baseline(message.baseline, programs[message.baseline])
         self.state.allocate(message.allocation.window, message.allocation.cells, programs)
 
-    def _program(self, arm_id: str, source: str) -> Program | None:
+    def _program(self, id_: str, message: Allocate) -> Program | None:
         """Return an arm's program; nothing is served that does not verify, whoever sent it."""
-        if arm_id not in self._programs:
+        if id_ not in self._programs:
             try:
-                policy = verify(source)
+                policy = verify(message.arms.get(id_, ""))
             except PolicyError as error:
-                self.fault(arm_id, f"its policy does not verify: {error}")
+                self.fault(id_, f"its policy does not verify: {error}")
                 return None
-            if policy.id != arm_id:
-                self.fault(arm_id, f"its source is that of {policy.id}")
+            if arm_id(policy.id, message.slow_ids.get(id_, "")) != id_:
+                self.fault(id_, f"its source is that of {policy.id}")
                 return None
-            self._programs[arm_id] = compile_policy(policy)
-        return self._programs[arm_id]
+            self._programs[id_] = compile_policy(policy)
+        return self._programs[id_]
 
     # --- what the replicas say ----------------------------------------------------------------
 
@@ -265,9 +268,9 @@ class Picker:
         while True:
             await asyncio.sleep(FLEET_POLL_S)
             self.read_fleet()
-            for (arm_id, message), count in self.state.faults.items():
-                self.outbox.add_fault(arm_id, message, count)
-            self.state.faults.clear()
+            for (id_, message), count in self.state.faults.untold.items():
+                self.outbox.add_fault(id_, message, count)
+            self.state.faults.untold.clear()
 
     async def _sweep(self) -> None:
         while True:

@@ -5,22 +5,27 @@ Wraps the kernels of `arms.fleet`, which work on indexes, for the world of names
 
 import heapq
 import logging
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
 from autopoiesis.arms import fleet
 from autopoiesis.arms.allocation import SHARDS, Cell
-from autopoiesis.arms.fleet import FleetState, Group
-from autopoiesis.arms.machine import PRIORITY, Program
+from autopoiesis.arms.fleet import FleetState
+from autopoiesis.arms.machine import LARGEST, PRIORITY, Program
 from autopoiesis.arms.objective import Objective
 from autopoiesis.arms.prefix import BLOCK_TOKENS, CHARS_PER_TOKEN
 from autopoiesis.gateway.flight import Flight
 from autopoiesis.gateway.held import HeldQueue
+from autopoiesis.gateway.serving import (
+    Faults,
+    NonsenseError,
+    ServingArm,
+    serving,
+    stand_in,
+)
 from autopoiesis.gateway.urgency import urgencies
 
 log = logging.getLogger(__name__)
@@ -33,8 +38,6 @@ MOST_CHOICES, LAST_RESORTS = 4, 2
 
 
 Addresses = tuple[str, ...]
-Indexes = NDArray[np.int64]
-Floats = NDArray[np.float64]
 
 
 class Member(Protocol):
@@ -61,16 +64,6 @@ class Member(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
-class ServingArm:
-    """An arm with the replicas that it governs now."""
-
-    arm_id: str
-    program: Program
-    registers: Floats
-    group: Group
-
-
 class Shed(Exception):  # noqa: N818 - an answer, not an error
     """The request is refused; the message says why."""
 
@@ -87,7 +80,7 @@ class GatewayState:
     ) -> None:
         """Start without replicas; `baseline` is the arm that serves where no other can."""
         self.window = -1
-        self.faults: Counter[tuple[str, str]] = Counter()
+        self.faults = Faults()
         self.held = HeldQueue()
         self.clock = clock
         self._rng = rng
@@ -102,7 +95,7 @@ class GatewayState:
         self._kv_tokens: dict[str, int] = {}
         self._down: set[str] = set()
         self._order = np.zeros(MOST_REPLICAS, np.int64)
-        self._baseline = _serving(*baseline, np.empty(0, np.int64), 1.0)
+        self._baseline = serving(*baseline, np.empty(0, np.int64), 1.0)
         self._arms: dict[str, ServingArm] = {}
         self._arm_of_shard: list[ServingArm] = [self._baseline] * SHARDS
         self._allocation: tuple[tuple[Cell, ...], dict[str, Program]] = ((), {})
@@ -115,7 +108,7 @@ class GatewayState:
         """Take over who is in the fleet; those that stay keep what is known of them."""
         wanted = {m.name: m for m in members[:MOST_REPLICAS]}
         if len(members) > MOST_REPLICAS:
-            self.faults["", f"only the first {MOST_REPLICAS} replicas are used"] += 1
+            self.faults.note("", f"only the first {MOST_REPLICAS} replicas are used")
         for name, old in list(self._members.items()):
             if name not in wanted or wanted[name].address != old.address:
                 self._leave(name)
@@ -130,7 +123,14 @@ class GatewayState:
         """Serve by this allocation from now on; an arm without a program is replaced by the baseline."""
         self.window = window
         self._allocation = (tuple(cells), dict(programs))
+        self.faults.new_allocation()
         self._regroup()
+
+    def set_baseline(self, arm_id: str, program: Program) -> None:
+        """Have this arm decide where another fails, or where none is allocated."""
+        if arm_id != self._baseline.arm_id:
+            everything = self._baseline.group
+            self._baseline = serving(arm_id, program, everything.members, 1.0)
 
     def set_objective(self, objective: Objective) -> None:
         """Change the SLOs that policies see."""
@@ -182,14 +182,19 @@ class GatewayState:
     def decide(self, flight: Flight) -> Addresses | None:
         """Return where to try, first choice first (nowhere if there is no replica); None: it waits in `held`.
 
-        Raises `Shed` if the arm does not admit it or the queue is full.
+        Where the arm fails, the baseline decides. Raises `Shed` if the request is not admitted or the
+        queue is full.
         """
         fleet.arrive(self._fleet, flight.input_tokens, flight.arrived_s)
         arm = self._arm(flight)
-        self._describe(arm, flight, 0.0)
-        if not fleet.admits(arm.program, arm.registers):
-            raise Shed("The service is at its capacity")
-        if not self.held.has(arm.arm_id) and (addresses := self._place(arm, flight)) is not None:
+        try:
+            self._ask_admission(arm, flight)
+            addresses = None if self.held.has(arm.arm_id) else self._place(arm, flight)
+        except Shed:
+            raise
+        except Exception as error:
+            return self._by_baseline(arm, flight, error, self._ask_admission)
+        if addresses is not None:
             return addresses
         if not self.held.add(arm.arm_id, flight):
             raise Shed("Too many requests are waiting")
@@ -197,24 +202,31 @@ class GatewayState:
         return None
 
     def release(self) -> list[tuple[Flight, Addresses]]:
-        """Place held requests, the most urgent first, until one finds no replica."""
+        """Place held requests, the most urgent first, until one finds no replica.
+
+        Where the arm fails, the baseline places them.
+        """
         released: list[tuple[Flight, Addresses]] = []
         for arm_id in self.held.arms():
-            arm = self._arms.get(arm_id, self._baseline)
-            waiting = self.held.of(arm_id)
-            for flight in self._most_urgent_first(arm, waiting):
-                self._describe(arm, flight, self.clock() - flight.arrived_s)
-                addresses = self._place(arm, flight)
-                if addresses is None:
-                    break
-                self.drop_held(flight)
+            for flight in self._most_urgent_first(self._held_by(arm_id), self.held.of(arm_id)):
+                arm = self._held_by(arm_id)  # another one from its last fault on
+                try:
+                    self._describe_held(arm, flight)
+                    addresses = self._place(arm, flight)
+                    if addresses is None:
+                        break
+                    self.drop_held(flight)
+                    flight.arm_id = arm.arm_id
+                except Exception as error:
+                    self.drop_held(flight)
+                    addresses = self._by_baseline(arm, flight, error, self._describe_held)
                 released.append((flight, addresses))
         return released
 
     def drop_held(self, flight: Flight) -> None:
         """Take a request out of the queue."""
         if self.held.remove(flight.arm_id, flight):
-            group = self._arms.get(flight.arm_id, self._baseline).group
+            group = self._held_by(flight.arm_id).group
             group.counters[1] = max(group.counters[1] - 1.0, 0.0)
             flight.held_s = self.clock() - flight.arrived_s
 
@@ -278,6 +290,50 @@ class GatewayState:
         flight.arm_id, flight.window = arm.arm_id, self.window
         return arm
 
+    def _held_by(self, arm_id: str) -> ServingArm:
+        return self._arms.get(arm_id, self._baseline)
+
+    def _ask_admission(self, arm: ServingArm, flight: Flight) -> None:
+        """Describe a request that has just come; raise `Shed` unless the arm admits it."""
+        self._describe(arm, flight, 0.0)
+        if not fleet.admits(arm.program, arm.registers):
+            raise Shed("The service is at its capacity")
+
+    def _describe_held(self, arm: ServingArm, flight: Flight) -> None:
+        self._describe(arm, flight, self.clock() - flight.arrived_s)
+
+    def _by_baseline(
+        self,
+        arm: ServingArm,
+        flight: Flight,
+        error: Exception,
+        describe: Callable[[ServingArm, Flight], None],
+    ) -> Addresses:
+        """Count an arm's fault, and have the baseline place this request on the arm's replicas at once.
+
+        Where it fails too, our own count decides.
+        """
+        self._count_fault(arm, error)
+        self.retract(flight)
+        if arm.arm_id != self._baseline.arm_id:
+            instead = stand_in(self._baseline, arm)
+            flight.arm_id = instead.arm_id
+            try:
+                describe(instead, flight)
+                if (addresses := self._place(instead, flight)) is not None:
+                    return addresses
+            except Shed:
+                raise
+            except Exception as second:
+                self.faults.count(instead.arm_id, second)
+                self.retract(flight)
+        return self.least_loaded(flight)
+
+    def _count_fault(self, arm: ServingArm, error: Exception) -> None:
+        if self.faults.count(arm.arm_id, error) and arm.arm_id in self._arms:
+            instead = self._arms[arm.arm_id] = stand_in(self._baseline, arm)
+            self._arm_of_shard = [instead if a is arm else a for a in self._arm_of_shard]
+
     def _describe(self, arm: ServingArm, flight: Flight, waited_s: float) -> None:
         fleet.describe_request(
             arm.registers,
@@ -292,7 +348,10 @@ class GatewayState:
         )
 
     def _place(self, arm: ServingArm, flight: Flight) -> Addresses | None:
-        """Send the request by the arm's order; None if every replica of the arm is at its ceiling."""
+        """Send the request by the arm's order; None if every replica of the arm is at its ceiling.
+
+        Raises NonsenseError if no replica that may have it has a finite score.
+        """
         now_s = self.clock()
         count = fleet.place(
             arm.program,
@@ -305,6 +364,8 @@ class GatewayState:
             self._order,
         )
         if count > 0:
+            if self._fleet.scores[self._order[0]] >= LARGEST:  # what was infinite or no number
+                raise NonsenseError("the scores of all replicas are infinite")
             return self._send(flight, self._order[:count].tolist())
         usable = self._fleet.replica[arm.group.members, fleet.DRAINING] == 0.0
         return None if usable.any() else self._send_anywhere(flight)
@@ -369,8 +430,12 @@ class GatewayState:
                 for f in waiting
             ]
         )
-        fleet.describe_fleet(arm.registers, self._fleet, arm.group, now_s, self._rng.random())
-        values = urgencies(arm.program, arm.registers, self._fleet, requests)
+        try:
+            fleet.describe_fleet(arm.registers, self._fleet, arm.group, now_s, self._rng.random())
+            values = urgencies(arm.program, arm.registers, self._fleet, requests)
+        except Exception as error:
+            self._count_fault(arm, error)
+            return list(waiting)
         return [waiting[i] for i in np.argsort(values, kind="stable")]
 
     def _enter(self, member: Member) -> None:
@@ -400,7 +465,7 @@ class GatewayState:
     def _regroup(self) -> None:
         """Make the groups of the current allocation anew; arms that go on keep their counters."""
         everything = np.array(sorted(self._index.values()), np.int64)
-        self._baseline = _serving(
+        self._baseline = serving(
             self._baseline.arm_id,
             self._baseline.program,
             everything,
@@ -413,16 +478,18 @@ class GatewayState:
         for arm_id in dict.fromkeys(cell.arm_id for cell in cells):
             own = [cell for cell in cells if cell.arm_id == arm_id]
             if arm_id not in programs:
-                self.faults[arm_id, "its program is missing; the baseline serves instead"] += 1
+                self.faults.note(arm_id, "its program is missing; the baseline serves instead")
                 continue
             names = dict.fromkeys(name for cell in own for name in cell.replicas)
             members = np.array([self._index[n] for n in names if n in self._index], np.int64)
             served = [shard for cell in own for shard in cell.shards]
             before = self._arms.get(arm_id)
             counters = before.group.counters if before else None
-            arms[arm_id] = _serving(
+            arms[arm_id] = serving(
                 arm_id, programs[arm_id], members, len(served) / SHARDS, counters
             )
+            if self.faults.too_many(arm_id):
+                arms[arm_id] = stand_in(self._baseline, arms[arm_id])
             for shard in served:
                 shards[shard] = arms[arm_id]
         self._arms, self._arm_of_shard = arms, shards
@@ -437,16 +504,3 @@ class GatewayState:
             arm = self._arm(flight)
             self.held.add(arm.arm_id, flight)
             arm.group.counters[1] += 1.0
-
-
-def _serving(
-    arm_id: str,
-    program: Program,
-    members: Indexes,
-    share: float,
-    counters: Floats | None = None,
-) -> ServingArm:
-    group = fleet.group_of(members, share)
-    if counters is not None:
-        group.counters[:] = counters
-    return ServingArm(arm_id, program, program.registers.copy(), group)

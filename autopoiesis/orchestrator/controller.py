@@ -16,9 +16,11 @@ from pathlib import Path
 
 from aiohttp import web
 
+from autopoiesis.arms.allocation import Allocation
 from autopoiesis.arms.arm import State
 from autopoiesis.arms.registry import Registry, RegistryError
-from autopoiesis.gateway.link import Batch, PickerLink
+from autopoiesis.gateway.link import Allocate, Batch, PickerLink
+from autopoiesis.gateway.serving import MOST_FAULTS
 from autopoiesis.gateway.settings import RunDir
 from autopoiesis.orchestrator.catalogue import add_seeds
 from autopoiesis.orchestrator.control import control_app
@@ -68,8 +70,6 @@ BRIEF_WINDOWS = 14
 """Windows of requests kept in memory: what a synthesis brief is made from."""
 SHORTEST_WINDOW_S = 1.0
 """An order ends the running window no sooner: a shorter one says nothing of who serves it."""
-MOST_FAULTS = 3
-"""Decisions of an arm that may fail before it is taken off."""
 LAST_BATCH_S = 1.0
 """How long a stop waits for the picker's last records."""
 
@@ -209,7 +209,7 @@ class Controller:
             self._correct_the_twin(settled, ended_s)
 
     def _take_off_the_faulty(self, now_s: float) -> None:
-        """Quarantine arms whose decisions failed; each such request was sent to the least loaded replica."""
+        """Quarantine arms whose decisions failed; the baseline decided instead."""
         for arm_id, count in list(self._faults.items()):
             if not arm_id or count < MOST_FAULTS:
                 continue
@@ -232,8 +232,7 @@ class Controller:
         if before is None or not same_cells(before, allocation):
             self._say(now_s, "allocation", "", why)
         self._tell_proposal(now_s)
-        arms = {arm_id: self.registry.get(arm_id).source for arm_id in allocation.arms()}
-        self._link.allocate(allocation, arms, self._settings.objective)
+        self._link.allocate(self._message(allocation))
         self.status.allocated(allocation, why)
         if self._spans:
             self._spans.allocated(allocation)
@@ -268,6 +267,18 @@ class Controller:
             return
         self._link.acknowledge(batches)
         self.status.scores(self._store)
+
+    def _message(self, allocation: Allocation) -> Allocate:
+        """Return an allocation with all that the picker needs to serve by it."""
+        baseline = self._loop.control()
+        arms = [baseline, *(self.registry.get(arm_id) for arm_id in allocation.arms())]
+        return Allocate(
+            allocation,
+            {arm.id: arm.source for arm in arms},
+            self._settings.objective,
+            {arm.id: arm.slow_id for arm in arms if arm.slow},
+            baseline.id,
+        )
 
     def _govern(self, change: Callable[[], None]) -> None:
         """Change what is in force; where that cannot be stored, it is tried again in the next window."""

@@ -16,7 +16,7 @@ from stack import Stack, chat
 from autopoiesis.arms.allocation import SHARDS, Allocation, Cell
 from autopoiesis.arms.language import verify
 from autopoiesis.arms.objective import Objective
-from autopoiesis.gateway.link import Batch, PickerLink
+from autopoiesis.gateway.link import Allocate, Batch, PickerLink
 from autopoiesis.gateway.settings import RunDir
 from autopoiesis.telemetry.records import ReplicaSample, RequestRecord, Status
 
@@ -41,7 +41,7 @@ async def serve_by(stack: Stack, source: str, *replicas: str) -> str:
     """Give the whole fleet's traffic to one policy; return its id."""
     chosen, arms = allocation(source, *replicas)
     async with PickerLink(RunDir(stack.run_dir).link_socket) as link:
-        link.allocate(chosen, arms, Objective())
+        link.allocate(Allocate(chosen, arms, Objective()))
         arm_id = chosen.cells[0].arm_id
         while arm_id not in RunDir(stack.run_dir).allocation.read_text():
             await asyncio.sleep(0.01)
@@ -213,11 +213,8 @@ def test_requests_of_a_session_go_to_one_cell(stack: Stack):
 
     async def give() -> None:
         async with PickerLink(RunDir(stack.run_dir).link_socket) as link:
-            link.allocate(
-                Allocation(8, cells),
-                {policy.id: policy.source, other.id: other.source},
-                Objective(),
-            )
+            arms = {policy.id: policy.source, other.id: other.source}
+            link.allocate(Allocate(Allocation(8, cells), arms, Objective()))
             while '"window":8' not in RunDir(stack.run_dir).allocation.read_text():
                 await asyncio.sleep(0.01)
 

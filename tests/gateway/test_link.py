@@ -96,7 +96,7 @@ async def test_nothing_is_lost_or_doubled_when_the_connection_breaks(tmp_path: P
     await server.start(tmp_path / "link.sock")
     sending = asyncio.create_task(server.run())
     async with PickerLink(tmp_path / "link.sock") as link:
-        link.allocate(ALLOCATION, {"a": "source"}, Objective())
+        link.allocate(Allocate(ALLOCATION, {"a": "source"}, Objective()))
         outbox.add_request(record("1"))
         first = await asyncio.wait_for(anext(link), 5)
         assert [r.id for r in first.requests] == ["1"]

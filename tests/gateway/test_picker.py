@@ -10,6 +10,7 @@ import pytest
 from envoy.service.ext_proc.v3 import external_processor_pb2 as ext_proc
 
 from autopoiesis.arms.allocation import SHARDS, Allocation, Cell
+from autopoiesis.arms.arm import arm_id
 from autopoiesis.arms.language import verify
 from autopoiesis.arms.objective import Objective
 from autopoiesis.gateway import protocol
@@ -110,7 +111,7 @@ async def test_no_arm_is_served_that_does_not_verify_as_what_it_claims_to_be(
     assert batch.faults[0].arm_id == POLICY.id
 
 
-async def test_a_failing_policy_is_passed_over_and_counted(
+async def test_a_failure_of_our_own_is_passed_over_and_counted(
     picker: Picker, monkeypatch: pytest.MonkeyPatch
 ):
     def fails(_: object) -> None:
@@ -120,7 +121,50 @@ async def test_a_failing_policy_is_passed_over_and_counted(
     call = Call(body())
     await picker.service.process(None, call)
     assert len(chosen(call.answers[0])) == 2
-    assert [message for _, message in picker.state.faults] == ["ZeroDivisionError: oh"]
+    assert list(picker.state.faults.untold) == [("", "ZeroDivisionError: oh")]
+
+
+SLOW_ID = "0123456789ab"
+BOTH = arm_id(POLICY.id, SLOW_ID)
+
+
+async def test_an_arm_with_slow_functions_is_served_under_its_own_id(picker: Picker):
+    cell = Cell(BOTH, ("r0", "r1"), tuple(range(SHARDS)))
+    for slow_ids in ({}, {BOTH: SLOW_ID}):
+        picker.allocate(
+            Allocate(Allocation(3, (cell,)), {BOTH: POLICY.source}, Objective(), slow_ids)
+        )
+        call = Call(body())
+        await picker.service.process(None, call)
+        decision = call.answers[0].dynamic_metadata.fields["autopoiesis"].struct_value.fields
+        assert (decision["arm"].string_value == BOTH) == bool(slow_ids)
+
+
+NONSENSE = verify("def score(request, replica, fleet):\n    return 1e308 * 10\n")
+
+
+async def test_an_arm_that_answers_nonsense_is_answered_by_the_baseline_that_was_sent(
+    picker: Picker, tmp_path: Path
+):
+    message = Allocate(
+        Allocation(3, (Cell(NONSENSE.id, ("r0", "r1"), tuple(range(SHARDS))),)),
+        {NONSENSE.id: NONSENSE.source, POLICY.id: POLICY.source},
+        Objective(),
+        baseline=POLICY.id,
+    )
+    picker.allocate(message)
+    again = Picker(RunDir(tmp_path))  # a restart keeps the baseline
+    again.state.set_members(MEMBERS)
+    again.read_allocation()
+    for each in (picker, again):
+        call = Call(body())
+        await each.service.process(None, call)
+        assert chosen(call.answers[0]) == ("127.0.0.1:2", "127.0.0.1:1")  # as the baseline orders
+        decision = call.answers[0].dynamic_metadata.fields["autopoiesis"].struct_value.fields
+        assert decision["arm"].string_value == POLICY.id
+        assert list(each.state.faults.untold) == [
+            (NONSENSE.id, "the scores of all replicas are infinite")
+        ]
 
 
 async def test_a_fault_in_reading_lets_the_request_pass(

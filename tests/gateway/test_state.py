@@ -95,7 +95,7 @@ def test_an_arm_without_a_program_is_replaced_and_counted():
     one = flight()
     assert state.decide(one)
     assert one.arm_id == LEAST.id
-    assert [arm for arm, _ in state.faults] == ["lost"]
+    assert [arm for arm, _ in state.faults.untold] == ["lost"]
 
 
 def test_a_cell_whose_replicas_are_gone_uses_any_healthy_one():
