@@ -19,6 +19,7 @@ from aiohttp import web
 from autopoiesis.arms.allocation import Allocation
 from autopoiesis.arms.arm import State
 from autopoiesis.arms.registry import Registry, RegistryError
+from autopoiesis.arms.sandbox.process import probe
 from autopoiesis.gateway.link import Allocate, Batch, PickerLink
 from autopoiesis.gateway.serving import MOST_FAULTS
 from autopoiesis.gateway.settings import RunDir
@@ -146,7 +147,10 @@ class Controller:
         now_s = time.time()
         self._recall(now_s)
         self._allocate(now_s)
-        beside = [asyncio.create_task(self._listen(), name="listen to the picker")]
+        beside = [
+            asyncio.create_task(self._listen(), name="listen to the picker"),
+            asyncio.create_task(self._probe_isolation(), name="probe the sandbox"),
+        ]
         if self._spans:
             beside.append(asyncio.create_task(self._spans.run(), name="send spans"))
         started_s = now_s
@@ -191,6 +195,11 @@ class Controller:
             for sample in batch.replicas:
                 self._samples[sample.replica] = sample
                 self._note_health(sample)
+
+    async def _probe_isolation(self) -> None:
+        """Shut a process off as a slow policy's would be, and tell what held it."""
+        reached, _ = await asyncio.to_thread(probe)
+        self.metrics.isolated(reached)
 
     async def _close_window(self, started_s: float, ended_s: float) -> None:
         """Settle, write, and hand out the next allocation."""

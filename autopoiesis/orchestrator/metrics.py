@@ -15,6 +15,7 @@ from prometheus_client.registry import Collector
 
 from autopoiesis import __version__
 from autopoiesis.arms.registry import Registry
+from autopoiesis.arms.sandbox.isolation import Isolation
 from autopoiesis.gateway.link import Batch
 from autopoiesis.orchestrator.loop import Settled
 from autopoiesis.orchestrator.status import Status
@@ -97,6 +98,10 @@ class Metrics:
         self.synthesis_cpu_s = counter("synthesis_cpu_seconds", "CPU time of synthesis cycles.")
         self.synthesis_tokens = counter("synthesis_tokens", "Tokens spent on proposals.")
         self.synthesis_usd = counter("synthesis_cost_usd", "Money spent on proposals.")
+        self.isolation = gauge(
+            "sandbox_isolation_level", "What holds slow functions back, 0 to 4.", ("level",)
+        )
+        self.arm_faults = counter("arm_faults", "Decisions in which an arm failed.")
         self.store_errors = counter("store_errors", "Writes of telemetry that failed.")
         build = gauge("build_info", "Version.", ("version",))
         build.labels(__version__).set(1)
@@ -118,6 +123,7 @@ class Metrics:
                 self.ttft.observe(record.ttft_s)
             if (tpot_s := record.tpot_s) is not None:
                 self.tpot.observe(tpot_s)
+        self.arm_faults.inc(sum(fault.count for fault in batch.faults if fault.arm_id))
         self.held.set(sum(not request.replica for request in batch.open_requests))
         for sample in batch.replicas:
             self._sampled(sample)
@@ -156,6 +162,11 @@ class Metrics:
         self.synthesis_cpu_s.inc(row.cpu_seconds)
         self.synthesis_tokens.inc(row.tokens)
         self.synthesis_usd.inc(row.cost_usd)
+
+    def isolated(self, reached: Isolation) -> None:
+        """Tell how well slow functions are shut off here."""
+        self.isolation.clear()
+        self.isolation.labels(reached).set(reached.level)
 
     def store_failed(self) -> None:
         """Count a write that failed."""

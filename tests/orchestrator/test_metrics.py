@@ -3,6 +3,7 @@
 import json
 import re
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,10 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from autopoiesis.arms.allocation import Allocation, Cell
 from autopoiesis.arms.registry import Registry
-from autopoiesis.gateway.link import Batch
+from autopoiesis.arms.sandbox.isolation import Isolation
+from autopoiesis.arms.sandbox.process import probe
+from autopoiesis.gateway.link import Batch, Fault
+from autopoiesis.orchestrator.doctor import examine
 from autopoiesis.orchestrator.loop import Settled
 from autopoiesis.orchestrator.metrics import Metrics
 from autopoiesis.orchestrator.settings import Settings
@@ -183,10 +187,29 @@ def test_openmetrics_is_told_to_who_asks_for_it(metrics):
     assert content_type.startswith("application/openmetrics-text")
 
 
+def test_the_sandbox_is_told_as_doctor_says_it(metrics):
+    reached, _ = probe()
+    for level in (Isolation.RLIMITS, reached):
+        metrics.isolated(level)
+    told = {key: value for key, value in samples(metrics).items() if "isolation" in key[0]}
+
+    assert {("sandbox_isolation_level", (("level", str(reached)),)): reached.level} == told
+    (finding,) = [f for f in examine() if f.what == "isolation for slow functions"]
+    assert finding.detail.startswith(f"{reached}, ")
+
+
+def test_faults_of_arms_are_counted_and_no_others(metrics):
+    faults = (Fault("a", 2, "x"), Fault("b", 1, "y"), Fault("", 5, "replica r0 is away"))
+    metrics.saw(replace(batch(), faults=faults))
+
+    assert 3.0 == samples(metrics)["arm_faults_total", ()]
+
+
 def test_the_dashboard_asks_only_for_what_is_exposed_and_for_all_of_it(metrics):
     metrics.saw(batch())
     metrics.settled(settled())
     metrics.synthesized(synthesis())
+    metrics.isolated(Isolation.FULL)
     exposed = {}
     for family in text_string_to_metric_families(metrics.exposition("")[0].decode()):
         for sample in family.samples:
