@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from autopoiesis.cli_arms import operator
 from autopoiesis.cli_options import (
     FAILED,
     WRONG_USAGE,
@@ -99,7 +100,9 @@ def synthesize(
                 settings, trace, replicas=replicas, speed=speed, for_s=for_s, quiet=silent
             )
         else:
-            report = synthesize_on_windows(settings, windows or USUAL_WINDOWS, quiet=silent)
+            report = synthesize_on_windows(
+                settings, windows or USUAL_WINDOWS, by=operator(), quiet=silent
+            )
     if json:
         write_json(report.as_dict(), json)
     if json != "-":

@@ -12,6 +12,7 @@ from typing import Any, Protocol, TypeVar
 
 import orjson
 from aiohttp import web
+from aiohttp.web import BaseRequest
 from pydantic import BaseModel, ValidationError
 
 from autopoiesis.arms.arm import Arm
@@ -19,7 +20,14 @@ from autopoiesis.arms.language import PolicyError
 from autopoiesis.arms.registry import RegistryError, UnknownArmError
 from autopoiesis.orchestrator.catalogue import list_arms, show_arm, show_guard_rails
 from autopoiesis.orchestrator.control_access import Access
-from autopoiesis.orchestrator.control_contract import ROUTES, NewArmBody, OrderBody, Route, SaidBody
+from autopoiesis.orchestrator.control_contract import (
+    ROUTES,
+    CycleBody,
+    NewArmBody,
+    OrderBody,
+    Route,
+    SaidBody,
+)
 from autopoiesis.orchestrator.control_openapi import openapi
 from autopoiesis.orchestrator.governor import Command
 from autopoiesis.orchestrator.metrics import Metrics
@@ -29,11 +37,14 @@ from autopoiesis.orchestrator.registrar import NewArm, Said, Step
 from autopoiesis.synthesis.llm.fleet import Spare
 from autopoiesis.telemetry.endpoint import sql_routes
 from autopoiesis.telemetry.query import QueryError
+from autopoiesis.telemetry.records import SynthesisRow
 from autopoiesis.telemetry.store import Store, TelemetryError
 
 log = logging.getLogger(__name__)
 
 LARGEST_BODY = 512 * 1024
+LARGEST_CYCLE = 32 * 1024 * 1024
+"""Bytes of the account of a synthesis cycle: up to 2,000 candidates with their sources."""
 REFUSED: tuple[tuple[type[Exception], int, str], ...] = (
     (UnknownArmError, 404, "not_found"),
     (RegistryError, 409, "registry_error"),
@@ -77,6 +88,10 @@ class Desk(Protocol):
 
     async def obey(self, command: Command, said: Said) -> None:
         """Carry out an order."""
+        ...
+
+    async def keep_cycle(self, cycle: SynthesisRow, said: Said) -> int:
+        """Write the account of a synthesis cycle by hand; return its number."""
         ...
 
 
@@ -128,6 +143,11 @@ class _Handlers:
         which, step = request.match_info["arm"], Step(request.match_info["step"])
         arm = await self._desk.change_arm(which, step, Said(body.by, body.why))
         return _json(told(arm, new=False))
+
+    async def keep_cycle(self, request: web.Request) -> web.Response:
+        body = await _body(request.clone(client_max_size=LARGEST_CYCLE), CycleBody)
+        number = await self._desk.keep_cycle(body.cycle, Said(body.by, body.why))
+        return _json({"synthesis": number})
 
     async def guard_rails(self, _: web.Request) -> web.Response:
         return _json(await asyncio.to_thread(show_guard_rails, self._store.query))
@@ -214,7 +234,7 @@ def _in_json(request: web.Request, error: web.HTTPException) -> web.StreamRespon
     return _error(error.status, "invalid_request_error", f"{error.reason}.")
 
 
-async def _body(request: web.Request, model: type[B]) -> B:
+async def _body(request: BaseRequest, model: type[B]) -> B:
     return model.model_validate_json(await request.read() or b"{}")
 
 

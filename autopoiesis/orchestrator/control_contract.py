@@ -10,6 +10,7 @@ from autopoiesis.orchestrator.rails import Order
 from autopoiesis.orchestrator.registrar import Step
 from autopoiesis.telemetry.endpoint import MOST_ROWS
 from autopoiesis.telemetry.query import MAX_CHARACTERS, MAX_ROWS
+from autopoiesis.telemetry.records import SynthesisRow
 
 ONE_LINE = r"^[^\x00-\x1f\x7f]*$"
 LONGEST_SOURCE = 65_536
@@ -37,7 +38,6 @@ class NewArmBody(SaidBody):
     """A policy, and what is known of it."""
 
     source: str = Field(
-        "",
         max_length=LONGEST_SOURCE,
         description="Its functions; slow ones may stand beside fast ones.",
         examples=[
@@ -58,6 +58,26 @@ class NewArmBody(SaidBody):
     prompt: str = Field("", max_length=LONGEST_EXCHANGE, description="What its author was asked.")
     answer: str = Field("", max_length=LONGEST_EXCHANGE, description="What its author answered.")
     canary: bool = Field(False, description="Give it traffic at once.")
+
+
+class CycleBody(SaidBody):
+    """A synthesis cycle that was run by hand, with the verdict on every candidate."""
+
+    cycle: SynthesisRow = Field(
+        examples=[
+            {
+                "started_s": 1.8e9,
+                "window": 12,
+                "trigger": "operator: asked by hand",
+                "synthesizer": "genetic",
+                "seconds": 20.0,
+                "cpu_seconds": 19.0,
+                "tokens": 0,
+                "cost_usd": 0.0,
+                "conclusion": "Nothing promoted.",
+            }
+        ]
+    )
 
 
 class OrderBody(SaidBody):
@@ -196,6 +216,12 @@ class ChangedArmAnswer(Answer):
     new: bool = Field(description="Whether it was not in the registry before.")
 
 
+class CycleAnswer(Answer):
+    """A cycle that was written to the telemetry."""
+
+    synthesis: int = Field(description="Its number there.")
+
+
 class GuardRailsAnswer(Answer):
     """What an operator has ordered and is in force."""
 
@@ -282,6 +308,8 @@ ROUTES = (
           parameters=(_ARM,)),
     Route("post", "/arms/{arm}/{step}", "change_arm", "Do one step to an arm.", ChangedArmAnswer, SaidBody,
           changes=True, parameters=(_ARM, ("step", f"^({STEPS})$"))),
+    Route("post", "/syntheses", "keep_cycle", "Keep the account of a cycle by hand.", CycleAnswer, CycleBody,
+          changes=True),
     Route("get", "/control", "guard_rails", "What an operator has ordered and is in force.", GuardRailsAnswer),
     Route("post", "/control/{order}", "obey", "Give an order.", GuardRailsAnswer, OrderBody, changes=True,
           parameters=(("order", f"^({ORDERS})$"),)),

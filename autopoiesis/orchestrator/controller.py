@@ -59,6 +59,7 @@ from autopoiesis.telemetry.records import (
     OpenRequest,
     ReplicaSample,
     RequestRecord,
+    SynthesisRow,
 )
 from autopoiesis.telemetry.store import Store, TelemetryError
 from autopoiesis.twin.recorded import observed
@@ -125,6 +126,7 @@ class Controller:
             link,
             self._reconsider.set,
             self.spare,
+            self._keep_cycle,
         )
 
     def _resumed_loop(self) -> WindowLoop:
@@ -390,6 +392,13 @@ class Controller:
         finally:
             self._loop.triggers.ended(time.time())
             self.status.synthesis_ended()
+
+    def _keep_cycle(self, row: SynthesisRow, by: str) -> int:
+        """Write and count a cycle that somebody ran by hand. Raises TelemetryError."""
+        number = self._store.write_synthesis(row)
+        self.metrics.synthesized(row)
+        self._tell(row.synthesizer, f"synthesis {number} {by}: {row.error or row.conclusion}")
+        return number
 
     def _tell(self, subject: str, message: str) -> None:
         """Tell of an order at once, not only when the window ends."""

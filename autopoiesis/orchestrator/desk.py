@@ -13,6 +13,7 @@ from autopoiesis.orchestrator.rails import AT_ONCE
 from autopoiesis.orchestrator.registrar import NewArm, Registrar, Said, Step
 from autopoiesis.orchestrator.status import Status
 from autopoiesis.synthesis.llm.fleet import Spare
+from autopoiesis.telemetry.records import SynthesisRow
 
 
 class Desk:
@@ -28,8 +29,9 @@ class Desk:
         link: PickerLink,
         reconsider: Callable[[], None],
         spare: Callable[[], Spare],
+        keep: Callable[[SynthesisRow, str], int],
     ) -> None:
-        """`reconsider` ends the running window: who serves must be decided anew."""
+        """`reconsider` ends the running window: who serves must be decided anew; `keep` writes a cycle."""
         self._registry = registry
         self._registrar = registrar
         self._governor = governor
@@ -38,6 +40,7 @@ class Desk:
         self._link = link
         self._reconsider = reconsider
         self._spare = spare
+        self._keep = keep
 
     def status(self) -> dict[str, Any]:
         """Return a picture of now."""
@@ -83,6 +86,10 @@ class Desk:
         if not arm.serves and allocation and arm.id in allocation.arms():
             self._reconsider()
         return arm
+
+    async def keep_cycle(self, cycle: SynthesisRow, said: Said) -> int:
+        """Write the account of a synthesis cycle by hand; return its number."""
+        return await asyncio.to_thread(self._keep, cycle, said.of("run"))
 
     async def obey(self, command: Command, said: Said) -> None:
         """Carry out an order."""

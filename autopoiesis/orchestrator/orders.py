@@ -14,7 +14,7 @@ from autopoiesis.orchestrator.governor import Command, Governor
 from autopoiesis.orchestrator.registrar import NewArm, Registrar, Said, Step
 from autopoiesis.orchestrator.settings import Settings
 from autopoiesis.orchestrator.supervisor import data_directory, running_control_url
-from autopoiesis.telemetry.records import EventRow
+from autopoiesis.telemetry.records import EventRow, SynthesisRow
 from autopoiesis.telemetry.store import Store
 
 Told = dict[str, Any]
@@ -33,6 +33,10 @@ class Orders(Protocol):
 
     def obey(self, command: Command, said: Said) -> Told:
         """Give an order that bounds what the loop may do."""
+        ...
+
+    def keep_cycle(self, cycle: SynthesisRow, said: Said) -> Told:
+        """Write the account of a synthesis cycle by hand to the telemetry."""
         ...
 
 
@@ -70,6 +74,9 @@ class _Running:
         body = {"arm": command.arm, "on": command.on} | asdict(said)
         return self._call(f"/control/{command.order}", body)
 
+    def keep_cycle(self, cycle: SynthesisRow, said: Said) -> Told:
+        return self._call("/syntheses", {"cycle": asdict(cycle)} | asdict(said))
+
     def _call(self, path: str, body: Told) -> Told:
         return call(self._url, self._token, path, body)
 
@@ -95,6 +102,12 @@ class _Stopped:
         current = self._store.load_allocation()
         self._governor.obey(command, said, self._store.last_window(), current)
         return show_guard_rails(self._store.query)
+
+    def keep_cycle(self, cycle: SynthesisRow, said: Said) -> Told:
+        number = self._store.write_synthesis(cycle)
+        told = f"synthesis {number} {said.of('run')}: {cycle.error or cycle.conclusion}"
+        self._say(cycle.synthesizer, told)
+        return {"synthesis": number}
 
     def _say(self, subject: str, message: str) -> None:
         event = EventRow(

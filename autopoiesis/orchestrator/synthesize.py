@@ -15,16 +15,13 @@ from autopoiesis.arms.seeds import seed_arms
 from autopoiesis.gateway.settings import RunDir
 from autopoiesis.orchestrator.catalogue import ask_telemetry
 from autopoiesis.orchestrator.control_access import NoTokenError
+from autopoiesis.orchestrator.control_client import RefusedError
 from autopoiesis.orchestrator.growth import LESSONS, brief_of, errand_of, lessons_of
 from autopoiesis.orchestrator.orders import ordering
 from autopoiesis.orchestrator.registrar import NewArm, Said
 from autopoiesis.orchestrator.replay_command import traffic_and_fleet
 from autopoiesis.orchestrator.settings import Settings, SettingsError
-from autopoiesis.orchestrator.supervisor import (
-    CannotStartError,
-    data_directory,
-    running_control_url,
-)
+from autopoiesis.orchestrator.supervisor import CannotStartError, running_control_url
 from autopoiesis.orchestrator.triggers import Trigger
 from autopoiesis.replicas.fleet import read_fleet
 from autopoiesis.synthesis.archive import from_archive
@@ -36,7 +33,7 @@ from autopoiesis.synthesis.step import promoted_arms
 from autopoiesis.telemetry.query import QueryError
 from autopoiesis.telemetry.records import CandidateRow, SynthesisRow
 from autopoiesis.telemetry.requests import COLUMNS, requests_of
-from autopoiesis.telemetry.store import Store, TelemetryError
+from autopoiesis.telemetry.store import TelemetryError
 from autopoiesis.twin.latency import profile
 from autopoiesis.twin.recorded import observed
 from autopoiesis.twin.simulation import ReplicaSpec
@@ -98,11 +95,11 @@ def synthesize_on_trace(
     return CycleReport(row, "Nothing was written down: the traffic is a trace's.", bool(row.error))
 
 
-def synthesize_on_windows(settings: Settings, windows: int, *, quiet: bool) -> CycleReport:
-    """Run one cycle on the newest stored windows, against the serving arms.
+def synthesize_on_windows(settings: Settings, windows: int, *, by: str, quiet: bool) -> CycleReport:
+    """Run one cycle on the newest stored windows, against the serving arms, on behalf of `by`.
 
-    The cycle of a stopped instance is written to its telemetry and archive. What is promoted becomes a
-    candidate in the registry, of a stopped instance or a running one.
+    The cycle is written to the telemetry, of a running instance or a stopped one, and of a stopped one also
+    to the archive. What is promoted becomes a candidate in the registry.
     """
     if windows < FEWEST_WINDOWS:
         raise SettingsError(
@@ -112,7 +109,7 @@ def synthesize_on_windows(settings: Settings, windows: int, *, quiet: bool) -> C
     if running_control_url(settings.data_dir) is None:
         brief, _ = from_archive(brief, settings.data_dir / "archive.json")
     row = _run(brief, errand_of(settings, *_instance(settings)), None, quiet)
-    return CycleReport(row, _keep(settings, row), bool(row.error))
+    return CycleReport(row, _keep(settings, row, by), bool(row.error))
 
 
 def repeat_recorded(path: Path, *, quiet: bool) -> CycleReport:
@@ -214,31 +211,33 @@ def _fleet(settings: Settings, names: Sequence[str]) -> list[ReplicaSpec]:
     return [ReplicaSpec(name, profile(kinds[i % len(kinds)])) for i, name in enumerate(known)]
 
 
-def _keep(settings: Settings, row: SynthesisRow) -> str:
-    """Write a cycle to the telemetry of a stopped instance; make candidates of what it promotes."""
-    runs = running_control_url(settings.data_dir) is not None
-    kept = [] if runs else [f"Written to {settings.telemetry_file}."]
+def _keep(settings: Settings, row: SynthesisRow, by: str) -> str:
+    """Write a cycle to the telemetry, of a running instance or a stopped one; make candidates of what it promotes."""
+    promoted = promoted_arms(row, time.time())
     try:
-        if not runs:
-            with data_directory(settings), Store.open(settings.telemetry_file) as store:
-                store.write_synthesis(row)
-        promoted = promoted_arms(row, time.time())
-        if promoted:
-            with ordering(settings) as orders:
-                for arm in promoted:
-                    orders.add_arm(_new_arm(arm), Said("", f"promoted by hand: {row.trigger}"))
-            names = ", ".join(arm.id for arm in promoted)
-            kept.append(
-                f"In the registry as candidates: {names}; `arms promote ID` gives one traffic."
-            )
-    except (CannotStartError, NoTokenError, TelemetryError, QueryError) as error:
-        kept = [f"Nothing was written down: {error}"]
-    return (
-        " ".join(kept) or "Nothing was written down: the instance runs, and nothing was promoted."
-    )
+        with ordering(settings) as orders:
+            number = orders.keep_cycle(row, Said(by))["synthesis"]
+            for arm in promoted:
+                orders.add_arm(_new_arm(arm), Said(by, f"promoted by hand: {row.trigger}"))
+    except (CannotStartError, NoTokenError, TelemetryError, QueryError, RefusedError) as error:
+        return f"Not everything was written down: {error}"
+    kept = f"Written to the telemetry as synthesis {number}."
+    if promoted:
+        names = ", ".join(arm.id for arm in promoted)
+        kept += f" In the registry as candidates: {names}; `arms promote ID` gives one traffic."
+    return kept
 
 
 def _new_arm(arm: Arm) -> NewArm:
     return NewArm(
-        arm.source, arm.name, arm.origin, arm.created_at, arm.parents, arm.thought, arm.reason
+        arm.source,
+        arm.name,
+        arm.origin,
+        arm.created_at,
+        arm.parents,
+        arm.thought,
+        arm.reason,
+        slow=arm.slow,
+        prompt=arm.prompt,
+        answer=arm.answer,
     )

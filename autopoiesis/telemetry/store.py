@@ -157,8 +157,8 @@ class Store:
         """Write events that do not wait for the end of a window."""
         self._owner.transact(lambda c: _insert(c, "events", _names(EventRow), events))
 
-    def write_synthesis(self, synthesis: SynthesisRow) -> None:
-        """Write one synthesis cycle with all its candidates."""
+    def write_synthesis(self, synthesis: SynthesisRow) -> int:
+        """Write one synthesis cycle with all its candidates; return its number."""
         number = self._last_synthesis + 1
 
         def write(c: Connection) -> None:
@@ -170,6 +170,7 @@ class Store:
 
         self._owner.transact(write)
         self._last_synthesis = number
+        return number
 
     def save_arm(self, arm: Arm) -> None:
         """Write an arm in place of what was stored under its id, and the step it took to its history."""

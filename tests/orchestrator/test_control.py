@@ -4,6 +4,7 @@ import json
 import re
 import stat
 from collections.abc import Iterator
+from dataclasses import asdict
 from itertools import pairwise
 from urllib.parse import quote
 
@@ -16,6 +17,7 @@ from hypothesis import strategies as st
 
 from autopoiesis.orchestrator.control_access import TOKEN_FILE, is_loopback, write_token
 from autopoiesis.orchestrator.control_contract import ROUTES, ErrorAnswer, NewArmBody, Route
+from autopoiesis.telemetry.records import CandidateRow, SynthesisRow
 
 POLICY = "# tried by hand\ndef score(request, replica, fleet):\n    return replica.in_flight * {}\n"
 BY_NAME = {route.name: route for route in ROUTES}
@@ -142,6 +144,32 @@ def test_a_wrong_body_is_named(control: Controlled, body: bytes, status: int, wo
     assert word in refused(
         control.client.post("/arms", content=body, headers=control.bearer()), status
     )
+
+
+def cycle(candidates: int = 0) -> SynthesisRow:
+    tried = [
+        CandidateRow(f"{i:012d}", POLICY.format(i) + "#" * 2000, "rejected", "race", "why", -0.1, None, None, model="m",
+                     tokens=7, cost_usd=0.5)
+        for i in range(candidates)
+    ]  # fmt: skip
+    return SynthesisRow(
+        1.8e9, 3, "operator: by hand", "genetic", 1.0, 1.0, 9, 0.1, candidates=tuple(tried)
+    )
+
+
+def test_a_cycle_by_hand_is_kept_with_all_its_candidates(control: Controlled):
+    for number in range(2):
+        body = {"cycle": asdict(cycle(500)), "by": "alice"}
+        assert answered(control.post("/syntheses", body), "keep_cycle") == {"synthesis": number}
+    told = control.rows("select synthesis, candidates, tokens from syntheses order by synthesis")
+    assert told == [[0, 500, 9], [1, 500, 9]]
+    kept = "select count(*), sum(tokens), sum(cost_usd), min(model) from candidates"
+    assert control.rows(kept) == [[1000, 7000, 500.0, "m"]]
+    events = control.rows("select message from events where subject = 'genetic'")
+    assert any("synthesis 1 run by alice" in message for (message,) in events)
+    assert 'outcome="nothing"} 2.0' in control.client.get("/metrics").text
+    for wrong in ({}, {"cycle": {}}, {"cycle": asdict(cycle()) | {"seconds": "long"}}):
+        assert "cycle" in refused(control.post("/syntheses", wrong), 400)
 
 
 # --- orders ---------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from controller_process import controlled
 from gateway_process import post, run, serving, wait_until
 from scripted_endpoint import GOOD, PROSE, ScriptedEndpoint, fenced, says
 
@@ -187,6 +188,15 @@ def test_a_cycle_on_stored_windows_is_kept_in_their_telemetry(tmp_path):
     code, out, _ = run("arms", "list", "--json", "-", cwd=tmp_path)
     bred = {arm["id"]: arm["state"] for arm in json.loads(out) if arm["origin"] != "human"}
     assert bred == dict.fromkeys(report["promoted"], "candidate")
+
+    with controlled(tmp_path, window_s=600.0, simulate=2) as running:
+        code, out, errors = run(
+            "synthesize", "--windows", "6", "--budget-seconds", "3", "--json", "-", cwd=tmp_path
+        )
+        assert 0 == code, errors
+        assert "Written to the telemetry as synthesis 1." in errors
+        rows = running.rows("select synthesis, candidates, since_window from syntheses")
+        assert [1, len(json.loads(out)["candidates"]), None] == rows[1]
 
 
 def test_too_few_stored_windows_are_refused(tmp_path):

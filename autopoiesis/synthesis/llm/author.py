@@ -24,6 +24,8 @@ from autopoiesis.synthesis.llm.conversation import (
 from autopoiesis.synthesis.proposer import Account, Parent, Proposal
 from autopoiesis.telemetry.records import CandidateRow
 
+LONGEST_KEPT = 100_000
+"""Characters of a question and of an answer that are kept with a policy."""
 PATIENCE = 3
 """Answers in a row with nothing new after which a cycle's author is not asked again."""
 SHORTEST_PROMPT_BYTES = 2_000
@@ -166,7 +168,7 @@ class ModelAuthor:
             tokens=tokens,
             cost_usd=cost_usd,
             model=reply.model,
-            answer=answer,
+            answer=answer[:LONGEST_KEPT],
         )
 
     def _ask(self, ask: Ask) -> Reply:
@@ -190,7 +192,8 @@ def _fault(source: str) -> str:
 
 def _shown(messages: Sequence[Message]) -> str:
     """Return messages as one text."""
-    return "\n\n".join(f"[{message.role}]\n{message.content.strip()}" for message in messages)
+    told = "\n\n".join(f"[{message.role}]\n{message.content.strip()}" for message in messages)
+    return told[:LONGEST_KEPT]
 
 
 def _id_of(proposal: Proposal) -> str:
