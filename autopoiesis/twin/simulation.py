@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autopoiesis.arms.allocation import ROOT_TOKENS, SHARDS
-from autopoiesis.arms.fleet import fleet_state
+from autopoiesis.arms.fleet import KV_USAGE, RUNNING, fleet_state
 from autopoiesis.arms.machine import Program
 from autopoiesis.arms.objective import Objective
 from autopoiesis.twin import events, scheduler
@@ -165,6 +165,10 @@ class Simulation:
     def states(self) -> tuple[ReplicaState, ...]:
         """Return what each replica is doing."""
         return tuple(ReplicaState(state) for state in self._world.state.tolist())
+
+    def reports(self) -> NDArray[np.float64]:
+        """Return what each replica said of itself last, (R, 3): running, waiting, KV use [0..1]."""
+        return self._world.fleet.replica[:, RUNNING : KV_USAGE + 1].copy()
 
     def replica_seconds(self) -> float:
         """Return how long replicas have been there so far, in whatever state but off [s]."""

@@ -91,10 +91,9 @@ class Twin:
         simulation = Simulation(self.trace, specs, Objective(), 7, SCRAPE_S)
         policy = PythonPolicy(**{**functions, "score": score})
         simulation.allocate([SimCell(policy, tuple(range(len(specs))), ALL)])
-        first = Replica._fields.index("running")
         while np.any(simulation.outcome().status == Status.PENDING):
             simulation.advance(len(self.reports) * SCRAPE_S)
-            self.reports.append(simulation._world.fleet.replica[:, first : first + 3].copy())
+            self.reports.append(simulation.reports())
         assert simulation.preemptions == 0
         return simulation.outcome()
 
