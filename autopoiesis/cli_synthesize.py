@@ -55,6 +55,14 @@ def synthesize(
     for_s: Annotated[
         float | None, typer.Option("--for", metavar="S", help="Use this many seconds of the trace.")
     ] = None,
+    capacity: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="With --trace: GPUs come and go as this capacity trace says, --replicas of each type at most, "
+            "and slow functions evolve too.",
+        ),
+    ] = None,
     slo_ttft: SloTtft = None,
     slo_tpot: SloTpot = None,
     recording: Annotated[
@@ -82,6 +90,8 @@ def synthesize(
 
     if sum(x is not None for x in (trace, windows, recording)) > 1:
         stop_with(WRONG_USAGE, "Give one of --trace, --windows and --replay-exchange.")
+    if capacity is not None and trace is None:
+        stop_with(WRONG_USAGE, "A capacity trace goes with a trace; give --trace too.")
     if synthesizer == "none":
         stop_with(
             WRONG_USAGE,
@@ -97,7 +107,13 @@ def synthesize(
             report = repeat_recorded(recording, quiet=silent)
         elif trace is not None:
             report = synthesize_on_trace(
-                settings, trace, replicas=replicas, speed=speed, for_s=for_s, quiet=silent
+                settings,
+                trace,
+                replicas=replicas,
+                speed=speed,
+                for_s=for_s,
+                quiet=silent,
+                capacity_file=capacity,
             )
         else:
             report = synthesize_on_windows(

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from autopoiesis.arms.arm import Arm, Origin, State
-from autopoiesis.arms.seeds import seed_arms
+from autopoiesis.arms.seeds import seed_arms, slow_seed_arms
 from autopoiesis.gateway.settings import RunDir
 from autopoiesis.orchestrator.catalogue import ask_telemetry
 from autopoiesis.orchestrator.control_access import NoTokenError
@@ -23,6 +23,7 @@ from autopoiesis.orchestrator.replay_command import traffic_and_fleet
 from autopoiesis.orchestrator.settings import Settings, SettingsError
 from autopoiesis.orchestrator.supervisor import CannotStartError, running_control_url
 from autopoiesis.orchestrator.triggers import Trigger
+from autopoiesis.orchestrator.yards import cut_with_capacity, paired
 from autopoiesis.replicas.fleet import read_fleet
 from autopoiesis.synthesis.archive import from_archive
 from autopoiesis.synthesis.brief import Brief, BriefError
@@ -34,9 +35,11 @@ from autopoiesis.telemetry.query import QueryError
 from autopoiesis.telemetry.records import CandidateRow, SynthesisRow
 from autopoiesis.telemetry.requests import COLUMNS, requests_of
 from autopoiesis.telemetry.store import TelemetryError
+from autopoiesis.twin.capacity_trace import CapacityTrace, read_capacity
 from autopoiesis.twin.latency import profile
 from autopoiesis.twin.recorded import observed
 from autopoiesis.twin.simulation import ReplicaSpec
+from autopoiesis.twin.trace import Trace
 
 USUAL_WINDOWS = 12
 FEWEST_WINDOWS = 3
@@ -44,6 +47,8 @@ FEWEST_WINDOWS = 3
 MOST_REQUESTS = 100_000
 """Read from the telemetry."""
 LOOK_EVERY_S = 0.2
+FIRST_FAST, FIRST_SLOW = "least-tokens", "threshold"
+"""The human arms with which all slow ones, and all fast ones, are paired."""
 
 Tell = Callable[[float], None]
 
@@ -86,11 +91,19 @@ def synthesize_on_trace(
     speed: float,
     for_s: float | None,
     quiet: bool,
+    capacity_file: Path | None = None,
 ) -> CycleReport:
-    """Run one cycle on the newest windows of a trace, against the human arms; nothing is kept."""
+    """Run one cycle on the newest windows of a trace, against the human arms; nothing is kept.
+
+    With a capacity file, slow functions are judged too: `replicas` GPUs come and go as it says.
+    """
     trace, fleet = traffic_and_fleet(settings, trace_file, replicas, speed, for_s)
     trigger = Trigger("operator", 0, time.time(), f"asked by hand on {trace.name}")
-    brief = brief_of(trigger, trace, fleet, seed_arms(), (), settings)
+    if capacity_file is None:
+        brief = brief_of(trigger, trace, fleet, seed_arms(), (), settings)
+    else:
+        capacity = read_capacity(capacity_file).speed(speed)
+        brief = _planning_brief(settings, trigger, trace, capacity, fleet)
     row = _run(brief, errand_of(settings, *_instance(settings)), None, quiet)
     return CycleReport(row, "Nothing was written down: the traffic is a trace's.", bool(row.error))
 
@@ -110,6 +123,37 @@ def synthesize_on_windows(settings: Settings, windows: int, *, by: str, quiet: b
         brief, _ = from_archive(brief, settings.data_dir / "archive.json")
     row = _run(brief, errand_of(settings, *_instance(settings)), None, quiet)
     return CycleReport(row, _keep(settings, row, by), bool(row.error))
+
+
+def _planning_brief(
+    settings: Settings,
+    trigger: Trigger,
+    trace: Trace,
+    capacity: CapacityTrace,
+    fleet: Sequence[ReplicaSpec],
+) -> Brief:
+    """Ask for policies that would have served and planned better where GPUs come and go."""
+    profiles = [profile(name) for name in settings.profile]
+    windows, holdout, yards = cut_with_capacity(
+        trace, capacity, profiles, len(fleet), settings.window_s
+    )
+    fast = sorted(seed_arms(), key=lambda arm: arm.name != FIRST_FAST)
+    slow = sorted(slow_seed_arms(), key=lambda arm: arm.name != FIRST_SLOW)
+    return Brief(
+        trigger=f"{trigger.kind}: {trigger.why}",
+        objective=settings.objective,
+        replicas=tuple(fleet),
+        windows=windows,
+        holdout=holdout,
+        incumbents=paired(fast, slow),
+        seed=settings.seed,
+        budget_s=settings.cycle_budget_s,
+        warmup_s=settings.window_s,
+        synthesizer=Origin(settings.synthesizer),
+        folder=str(settings.data_dir / "synthesis"),
+        policies_asked=settings.llm.policies,
+        yards=yards,
+    )
 
 
 def repeat_recorded(path: Path, *, quiet: bool) -> CycleReport:

@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 
 from autopoiesis.arms.arm import Origin
 from autopoiesis.arms.objective import Objective
-from autopoiesis.twin.latency import ClientOverhead, Profile, StepModel
 from autopoiesis.twin.simulation import ReplicaSpec
 from autopoiesis.twin.trace import Trace
+from autopoiesis.twin.yard import Yard, profile_from_plain, yard_from_plain, yard_to_plain
 
 
 class BriefError(ValueError):
@@ -31,6 +31,8 @@ class Incumbent:
     source: str
     origin: Origin
     name: str
+    slow: str = ""
+    """Its slow functions, in a cycle that judges them too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +90,8 @@ class Brief:
     """What is left of the budget [s] when a proposer is asked."""
     lessons: tuple[Lesson, ...] = ()
     """Policies refused before, in this cycle and in earlier ones, the most telling first."""
+    yards: tuple[Yard, ...] = ()
+    """What plans are made of, for each window and then each hold-out window: slow functions evolve too."""
     diagnosis: str = ""
     """What the twin shows of the best policies so far, in words; filled in as the cycle goes."""
 
@@ -108,6 +112,18 @@ class Brief:
                 )
         if not (self.budget_s > 0 and self.max_candidates > 0):
             raise BriefError("A brief needs a budget above 0 s and room for at least 1 candidate.")
+        self._check_yards()
+
+    def _check_yards(self) -> None:
+        if not self.yards:
+            return
+        if len(self.yards) != len(self.windows) + len(self.holdout):
+            raise BriefError("A brief with yards needs one for each window; give as many.")
+        lacking = [incumbent.name for incumbent in self.incumbents if not incumbent.slow]
+        if lacking:
+            raise BriefError(
+                f"Where plans are judged every incumbent makes some, but {lacking[0]} has no slow functions."
+            )
 
     def counting(self, trace: Trace) -> NDArray[np.bool_]:
         """Tell which requests of a window count: those that arrive after its warm-up."""
@@ -118,7 +134,7 @@ class Brief:
 
         `known` are fields with what the cycle has found out: the time left, lessons, a diagnosis.
         """
-        return replace(self, holdout=(), **known)
+        return replace(self, holdout=(), yards=self.yards[: len(self.windows)], **known)
 
     def to_bytes(self) -> bytes:
         """Serialise to JSON; arrays as base64 of their little-endian bytes."""
@@ -129,6 +145,7 @@ class Brief:
         plain["holdout"] = [_trace_to_plain(trace) for trace in self.holdout]
         plain["incumbents"] = [asdict(incumbent) for incumbent in self.incumbents]
         plain["lessons"] = [asdict(lesson) for lesson in self.lessons]
+        plain["yards"] = [yard_to_plain(yard) for yard in self.yards]
         return orjson.dumps(plain)
 
     @classmethod
@@ -141,13 +158,16 @@ class Brief:
             plain["windows"] = tuple(_trace_from_plain(trace) for trace in plain["windows"])
             plain["holdout"] = tuple(_trace_from_plain(trace) for trace in plain["holdout"])
             plain["incumbents"] = tuple(
-                Incumbent(i["arm_id"], i["source"], Origin(i["origin"]), i["name"])
+                Incumbent(
+                    i["arm_id"], i["source"], Origin(i["origin"]), i["name"], i.get("slow", "")
+                )
                 for i in plain["incumbents"]
             )
             plain["known"] = tuple(plain["known"])
             plain["archived"] = tuple(plain["archived"])
             plain["lessons"] = tuple(Lesson(**lesson) for lesson in plain["lessons"])
             plain["synthesizer"] = Origin(plain["synthesizer"])
+            plain["yards"] = tuple(yard_from_plain(yard) for yard in plain.get("yards", ()))
             return cls(**plain)
         except BriefError:
             raise
@@ -158,10 +178,7 @@ class Brief:
 
 
 def _replica_from_plain(plain: dict[str, Any]) -> ReplicaSpec:
-    profile: dict[str, Any] = plain["profile"]
-    profile["step"] = StepModel(**profile["step"])
-    profile["client"] = ClientOverhead(**profile["client"])
-    plain["profile"] = Profile(**profile)
+    plain["profile"] = profile_from_plain(plain["profile"])
     return ReplicaSpec(**plain)
 
 

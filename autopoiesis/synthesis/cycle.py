@@ -8,6 +8,7 @@ import orjson
 from autopoiesis.arms.arm import Origin
 from autopoiesis.arms.compiler import compile_policy
 from autopoiesis.arms.language import PolicyError, verify
+from autopoiesis.arms.sandbox.process import SandboxError
 from autopoiesis.synthesis.archive import Archive
 from autopoiesis.synthesis.brief import Brief, BriefError
 from autopoiesis.synthesis.files import FilesProposer
@@ -43,7 +44,9 @@ def proposer_for(brief: Brief, correspondent: Correspondent | None = None) -> Pr
                 f"The {brief.synthesizer} proposer needs somebody who speaks to the models; start the "
                 "worker with a clerk or a recording."
             )
-        held = brief.synthesizer is Origin.FLEET
+        held = (
+            brief.synthesizer is Origin.FLEET and not brief.yards
+        )  # the grammar has no slow functions
         return ModelAuthor(brief.synthesizer, correspondent, brief.policies_asked, grammar=held)
     raise BriefError(
         f"There is no proposer called {brief.synthesizer.value!r}; use genetic, openai, fleet or files."
@@ -70,6 +73,8 @@ def answer_to(
             row = replace(row, conclusion=f"{row.conclusion} {archive.remark}".strip())
     except PolicyError as error:
         raise BriefError(f"An incumbent is no policy: {error}.") from None
+    except SandboxError as error:
+        raise BriefError(f"Slow functions cannot be judged here: {error}") from None
     if courier is not None:
         courier.ended(asdict(row), deadline.stops)
     return orjson.dumps(row)

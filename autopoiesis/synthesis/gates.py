@@ -6,20 +6,24 @@ from typing import Literal
 
 import numpy as np
 
-from autopoiesis.arms.arm import Origin
+from autopoiesis.arms.arm import Origin, arm_id
 from autopoiesis.arms.compiler import compile_policy
 from autopoiesis.arms.language import Policy, PolicyError, verify
 from autopoiesis.arms.machine import Program
+from autopoiesis.arms.parts import parts_of
+from autopoiesis.arms.slow import SlowPolicy, verify_slow
 from autopoiesis.synthesis.archive import Elite
-from autopoiesis.synthesis.brief import Brief
+from autopoiesis.synthesis.brief import Brief, Incumbent
 from autopoiesis.synthesis.complement import by_complement
 from autopoiesis.synthesis.probe import Probe
-from autopoiesis.synthesis.proposer import Proposal
+from autopoiesis.synthesis.proposer import Proposal, joined
 from autopoiesis.synthesis.race import (
     CONFIDENCE,
     Cell,
     Course,
     Gain,
+    Pair,
+    Runs,
     future_cells,
     holdout_cells,
     paired_gain,
@@ -48,6 +52,7 @@ class Candidate:
     proposal: Proposal
     policy: Policy | None = None
     program: Program | None = None
+    slow: SlowPolicy | None = None
     gate: Gate = "verify"
     """The gate that decided, or that it stands before."""
     reason: str = ""
@@ -57,11 +62,17 @@ class Candidate:
     """False if time ran out before its gate could decide."""
 
     @property
-    def runnable(self) -> tuple[str, Program]:
-        """Id and program, once it has passed `verify`."""
-        assert self.policy is not None
+    def id(self) -> str:
+        """Id of the arm that it would be; empty before it has passed `verify`."""
+        if self.policy is None:
+            return ""
+        return arm_id(self.policy.id, self.slow.id if self.slow else "")
+
+    @property
+    def runnable(self) -> tuple[str, Runs]:
+        """Id and what can be replayed, once it has passed `verify`."""
         assert self.program is not None
-        return self.policy.id, self.program
+        return self.id, Pair(self.program, self.slow) if self.slow else self.program
 
     def reject(self, gate: Gate, reason: str) -> None:
         """Note the gate that decided against it and why."""
@@ -72,7 +83,7 @@ class Candidate:
         raw = self.proposal.source
         text = raw if isinstance(raw, str) else raw.decode("utf-8", "replace")
         return CandidateRow(
-            arm_id=self.policy.id if self.policy else "",
+            arm_id=self.id,
             source=self.policy.source if self.policy else text[:8192],
             verdict="promoted" if self.gate in PROMOTING else "rejected",
             gate=self.gate,
@@ -82,6 +93,7 @@ class Candidate:
             gain_high=_finite(self.gain.high) if self.gain else None,
             parents=self.proposal.parents,
             thought=self.proposal.thought,
+            slow=self.slow.source if self.slow else "",
             model=self.proposal.model,
             tokens=self.proposal.tokens,
             cost_usd=self.proposal.cost_usd,
@@ -101,8 +113,19 @@ class Rival:
     name: str
     policy: Policy
     program: Program
+    slow: SlowPolicy | None = None
     gain: float = 0.0
     """Against the best incumbent, on the recent windows that both ran."""
+
+    @property
+    def id(self) -> str:
+        """Id of its arm."""
+        return arm_id(self.policy.id, self.slow.id if self.slow else "")
+
+    @property
+    def runnable(self) -> tuple[str, Runs]:
+        """Id and what can be replayed."""
+        return self.id, Pair(self.program, self.slow) if self.slow else self.program
 
 
 class Gates:
@@ -118,15 +141,16 @@ class Gates:
         self._course = course
         self._probe = Probe(brief.replicas, brief.objective, brief.seed)
         self._known = set(brief.known)
-        self._decisions: dict[bytes, str] = {}
+        self._decisions: dict[tuple[bytes, str], str] = {}
         self.screen_on = screen_cell(brief)
         self.race_on = race_cells(brief)
         self._holdout_on = holdout_cells(brief)
         self._futures_on = future_cells(brief)
-        self.rivals = [_ready(incumbent.name, incumbent.source) for incumbent in brief.incumbents]
+        self.rivals = [_ready(incumbent) for incumbent in brief.incumbents]
         for rival in self.rivals:
-            self._known.add(rival.policy.id)
-            self._decisions.setdefault(self._probe.decisions(rival.program), rival.name)
+            self._known.add(rival.id)
+            decisions = self._probe.decisions(rival.program), rival.slow.id if rival.slow else ""
+            self._decisions.setdefault(decisions, rival.name)
         self.best, self.best_utility = self._best_of(self.rivals)
 
     def _best_of(self, rivals: Sequence[Rival]) -> tuple[Rival, float]:
@@ -135,15 +159,13 @@ class Gates:
         cells += self.race_on[len(self._brief.windows) :]
         running = list(rivals)
         for done in range(1, len(cells) + 1):
-            means = [self._course.mean(r.policy.id, r.program, cells[:done]) for r in running]
+            means = [self._course.mean(*r.runnable, cells[:done]) for r in running]
             self.best = running[means.index(max(means))]
-            running = [
-                r for r in running if self.gain(r.policy.id, r.program, cells[:done]).high >= 0.0
-            ]
+            running = [r for r in running if self.gain(*r.runnable, cells[:done]).high >= 0.0]
         for rival in rivals:
-            raced = [c for c in self.race_on if self._course.known(rival.policy.id, c) is not None]
-            rival.gain = self.gain(rival.policy.id, rival.program, raced).mean
-        return self.best, self._course.mean(self.best.policy.id, self.best.program, cells)
+            raced = [c for c in self.race_on if self._course.known(rival.id, c) is not None]
+            rival.gain = self.gain(*rival.runnable, raced).mean
+        return self.best, self._course.mean(*self.best.runnable, cells)
 
     def by_window(self, policy_id: str) -> tuple[float | None, ...]:
         """Return the policy's utility on each recent window as it was, oldest first."""
@@ -158,7 +180,7 @@ class Gates:
     def gain(
         self,
         policy_id: str,
-        program: Program,
+        program: Runs,
         cells: Sequence[Cell],
         confidence: float = CONFIDENCE,
     ) -> Gain:
@@ -166,30 +188,39 @@ class Gates:
         best = self.best
         differences = [
             self._course.utility(policy_id, program, cell)
-            - self._course.utility(best.policy.id, best.program, cell)
+            - self._course.utility(*best.runnable, cell)
             for cell in cells
         ]
         return paired_gain(differences, [cell.window for cell in cells], confidence)
 
     def verify(self, candidate: Candidate) -> bool:
-        """Is it a policy?"""
+        """Is it a policy, and does it decide on plans if and only if they are judged?"""
         try:
-            candidate.policy = verify(candidate.proposal.source)
+            fast, slow = parts_of(candidate.proposal.source)
+            policy = verify(fast)
+            planned = verify_slow(slow) if slow else None
         except PolicyError as error:
             candidate.reject("verify", str(error))
             return False
-        candidate.program = compile_policy(candidate.policy)
+        if bool(planned) is not bool(self._brief.yards):
+            here = "are missing" if self._brief.yards else "have no place where the fleet is fixed"
+            candidate.reject("verify", f"its slow functions {here}")
+            return False
+        candidate.policy, candidate.slow = policy, planned
+        candidate.program = compile_policy(policy)
         return True
 
     def novelty(self, candidate: Candidate) -> bool:
         """Is it new, in text and in what it decides?"""
         candidate.gate = "novelty"
-        policy_id, program = candidate.runnable
+        policy_id, program = candidate.id, candidate.program
+        assert program is not None
         if policy_id in self._known:
             candidate.reject("novelty", "the same policy is known already")
             return False
         self._known.add(policy_id)
-        twin = self._decisions.setdefault(self._probe.decisions(program), policy_id)
+        decisions = self._probe.decisions(program), candidate.slow.id if candidate.slow else ""
+        twin = self._decisions.setdefault(decisions, policy_id)
         if twin != policy_id:
             candidate.reject("novelty", f"decides as {twin} does in every probed state")
             return False
@@ -301,21 +332,23 @@ class Gates:
     def retuned(self, candidate: Candidate, rng: np.random.Generator) -> Candidate | None:
         """Search better numbers for a promoted candidate on the recent windows; None if there are none."""
         assert candidate.policy is not None
-        found = tune(candidate.policy, self._course, self.race_on, rng)
-        if found.policy.id in self._known:
+        slow = candidate.slow
+        found = tune(candidate.policy, self._course, self.race_on, rng, slow=slow)
+        tuned = arm_id(found.policy.id, slow.id if slow else "")
+        if tuned in self._known:
             return None
-        self._known.add(found.policy.id)
-        thought = f"the numbers of {candidate.policy.id} tuned in {found.replays} replays"
+        self._known.add(tuned)
+        thought = f"the numbers of {candidate.id} tuned in {found.replays} replays"
         proposal = replace(
             candidate.proposal,
-            source=found.policy.source,
+            source=joined(found.policy.source, slow.source if slow else ""),
             origin=Origin.TUNED,
-            parents=(candidate.policy.id,),
+            parents=(candidate.id,),
             thought=thought,
             tokens=0,
             cost_usd=0.0,
         )
-        return Candidate(proposal, found.policy, compile_policy(found.policy), "tuning")
+        return Candidate(proposal, found.policy, compile_policy(found.policy), slow, "tuning")
 
     def tuning_holds(self, tuned: Candidate, before: Candidate) -> bool:
         """Do the new numbers surely beat the old ones on windows that they were not fitted to?"""
@@ -346,6 +379,7 @@ def _mean_gain(candidate: Candidate) -> float:
     return candidate.gain.mean if candidate.gain else 0.0
 
 
-def _ready(name: str, source: str) -> Rival:
-    policy = verify(source)
-    return Rival(name, policy, compile_policy(policy))
+def _ready(incumbent: Incumbent) -> Rival:
+    policy = verify(incumbent.source)
+    slow = verify_slow(incumbent.slow) if incumbent.slow else None
+    return Rival(incumbent.name, policy, compile_policy(policy), slow)

@@ -14,6 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from autopoiesis.arms.card import language_card
+from autopoiesis.arms.slow_card import slow_card
 from autopoiesis.synthesis.brief import Brief, Lesson
 from autopoiesis.synthesis.proposer import Parent
 
@@ -31,6 +32,12 @@ _ANSWER_MANY = (
 _ANSWER_ONE = (
     "Write one whole policy in one fenced block that begins with ```python. Say in one comment line at its top "
     "what is new about it and why it should win. Do not repeat a policy from above."
+)
+
+_PLANS = (
+    "GPUs come and go, and slow functions are judged together with the fast ones: write both into the same block. "
+    "The time that `schedule` takes (CPU time) passes while the old plan serves on; replicas that drain, stop or "
+    "start serve nothing meanwhile."
 )
 
 
@@ -66,8 +73,9 @@ _DETAILS = (
 def letter(brief: Brief, parents: Sequence[Parent]) -> str:
     """Describe what is wanted to whoever finds it in a folder. `parents` are ordered best first."""
     text = ""
+    plans = f"\n\n{_PLANS}\n\n{slow_card()}" if brief.yards else ""
     for detail in _DETAILS:
-        text = _fill("letter.md", brief, parents, detail)
+        text = _fill("letter.md", brief, parents, detail) + plans
         if len(text.encode()) <= MOST_BYTES:
             break
     return text
@@ -82,6 +90,8 @@ def request(
     """
     wanted = Template(_ANSWER_MANY if policies > 1 else _ANSWER_ONE).substitute(n=policies)
     count = f"{policies} better serving policies" if policies > 1 else "a better serving policy"
+    if brief.yards:
+        wanted = f"{_PLANS}\n\n{slow_card()}\n\n{wanted}"
     messages: tuple[Message, ...] = ()
     for detail in _DETAILS:
         messages = (
@@ -194,7 +204,7 @@ def _results(parents: Sequence[Parent], windows: int) -> str:
 
 
 def _policy(parent: Parent) -> str:
-    return f"### {parent.name}\n\n```python\n{parent.source.rstrip()}\n```"
+    return f"### {parent.name}\n\n```python\n{parent.text.rstrip()}\n```"
 
 
 def _lesson(lesson: Lesson) -> str:

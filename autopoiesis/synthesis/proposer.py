@@ -11,6 +11,11 @@ from autopoiesis.synthesis.brief import Brief
 from autopoiesis.telemetry.records import CandidateRow
 
 
+def joined(fast: str, slow: str) -> str:
+    """Return fast and slow functions as one text, which `arms.parts` takes apart again."""
+    return f"{fast}\n\n{slow}" if slow else fast
+
+
 @dataclass(frozen=True, slots=True)
 class Parent:
     """A policy to start from."""
@@ -22,6 +27,13 @@ class Parent:
     """Mean gain in utility over the best incumbent on the recent windows; None if not raced."""
     by_window: tuple[float | None, ...] = ()
     """Utility on each recent window, oldest first; None where it was not raced."""
+    slow: str = ""
+    """Its slow functions, in a cycle that judges them too."""
+
+    @property
+    def text(self) -> str:
+        """All of its source."""
+        return joined(self.source, self.slow)
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +41,7 @@ class Proposal:
     """One suggested policy, unchecked."""
 
     source: str | bytes
+    """Its functions; slow ones stand beside the fast ones."""
     origin: Origin
     parents: tuple[str, ...] = ()
     """Ids of the policies it was made from."""

@@ -11,12 +11,16 @@ from scipy.special import stdtrit
 
 from autopoiesis.arms.machine import Program
 from autopoiesis.arms.objective import Objective
+from autopoiesis.arms.sandbox.slow_arm import SlowArm
+from autopoiesis.arms.slow import SlowPolicy
 from autopoiesis.synthesis.behaviour import Behaviour, behaviour_of, mean_behaviour
 from autopoiesis.synthesis.brief import Brief
 from autopoiesis.twin.outcome import Outcome, Status
 from autopoiesis.twin.perturbation import perturbed
+from autopoiesis.twin.planned import serve_planned
 from autopoiesis.twin.simulation import ReplicaSpec, run_arm
 from autopoiesis.twin.trace import Trace
+from autopoiesis.twin.yard import Yard
 
 CONFIDENCE = 0.8
 """Coverage of the intervals that verdicts rest on: one-sided 90 %.
@@ -111,21 +115,44 @@ def mean_utility(outcome: Outcome, objective: Objective, counts: NDArray[np.bool
     return float(np.where(outcome.status == Status.COMPLETED, each, 0.0)[counts].mean())
 
 
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """Fast functions on a fleet whose plan slow ones make."""
+
+    program: Program
+    slow: SlowPolicy
+
+
+Runs = Program | Pair
+"""What can be replayed."""
+MOST_PLANNERS = 6
+"""Processes of slow policies that are kept at a time."""
+
+
 class Course:
     """Cells on which policies are run, each policy at most once per cell."""
 
     def __init__(
-        self, replicas: Sequence[ReplicaSpec], objective: Objective, in_time: Callable[[], None]
+        self,
+        replicas: Sequence[ReplicaSpec],
+        objective: Objective,
+        in_time: Callable[[], None],
+        yards: Sequence[Yard] = (),
     ) -> None:
-        """Prepare; `in_time` is called before each replay and raises `OutOfTime` to stop."""
+        """Prepare; `in_time` is called before each replay and raises `OutOfTime` to stop.
+
+        `yards` are what plans are made of, for each window; without them there are no pairs.
+        """
         self.replays = 0
+        self._yards = tuple(yards)
+        self._planners: dict[str, SlowArm] = {}
         self._replicas = tuple(replicas)
         self._objective = objective
         self._in_time = in_time
         self._utility: dict[tuple[str, Cell], float] = {}
         self._behaviour: dict[tuple[str, Cell], Behaviour] = {}
 
-    def utility(self, policy_id: str, program: Program, cell: Cell) -> float:
+    def utility(self, policy_id: str, program: Runs, cell: Cell) -> float:
         """Return the policy's mean utility on a cell."""
         key = (policy_id, cell)
         if key not in self._utility:
@@ -140,20 +167,39 @@ class Course:
         """Return how a policy behaves on cells that it has been run on."""
         return mean_behaviour([self._behaviour[policy_id, cell] for cell in cells])
 
-    def replay(self, program: Program, cell: Cell) -> float:
+    def replay(self, program: Runs, cell: Cell) -> float:
         """Run a program on a cell, even if it was run there before; return its mean utility."""
         return mean_utility(self._run(program, cell), self._objective, cell.counts)
 
-    def _run(self, program: Program, cell: Cell) -> Outcome:
+    def _run(self, program: Runs, cell: Cell) -> Outcome:
         self._in_time()
         self.replays += 1
-        return run_arm(cell.trace, self._replicas, program, self._objective, cell.seed)
+        if not isinstance(program, Pair):
+            return run_arm(cell.trace, self._replicas, program, self._objective, cell.seed)
+        planner, yard = self._planner(program.slow), self._yards[cell.window]
+        return serve_planned(
+            cell.trace, program.program, planner, yard, self._objective, cell.seed
+        ).outcome
+
+    def _planner(self, slow: SlowPolicy) -> SlowArm:
+        """Return the slow policy's process; those used longest ago end. Raises SandboxError."""
+        planner = self._planners.pop(slow.id, None) or SlowArm(slow)
+        self._planners[slow.id] = planner
+        while len(self._planners) > MOST_PLANNERS:
+            self._planners.pop(next(iter(self._planners))).close()
+        return planner
+
+    def close(self) -> None:
+        """End the processes of slow policies."""
+        for planner in self._planners.values():
+            planner.close()
+        self._planners.clear()
 
     def known(self, policy_id: str, cell: Cell) -> float | None:
         """Return the policy's utility on a cell if it has been run there."""
         return self._utility.get((policy_id, cell))
 
-    def mean(self, policy_id: str, program: Program, cells: Iterable[Cell]) -> float:
+    def mean(self, policy_id: str, program: Runs, cells: Iterable[Cell]) -> float:
         """Return the policy's utility, averaged over cells."""
         return float(np.mean([self.utility(policy_id, program, cell) for cell in cells]))
 

@@ -57,8 +57,11 @@ def step(
         )
     cycle = _Cycle(brief, proposer, clock, deadline or Deadline(clock))
     started_cpu_s = cpu_clock()
-    cycle.run()
-    if archive is not None:
+    try:
+        cycle.run()
+    finally:
+        cycle.close()
+    if archive is not None and not brief.yards:
         archive.enter(brief, cycle.bred, cycle.failed)
     row = SynthesisRow(
         started_s=brief.asked_s,
@@ -93,6 +96,7 @@ def promoted_arms(row: SynthesisRow, created_at: float) -> list[Arm]:
             origin=Origin.TUNED if by_id[arm_id].gate == "tuned" else Origin(row.synthesizer),
             state=State.CANDIDATE,
             source=by_id[arm_id].source,
+            slow=by_id[arm_id].slow,
             created_at=created_at,
             parents=by_id[arm_id].parents,
             reason=by_id[arm_id].reason,
@@ -121,9 +125,13 @@ class _Cycle:
         self._clock = clock
         self._deadline = deadline
         self._deadline.until_s = self.started_s + brief.budget_s
-        self._course = Course(brief.replicas, brief.objective, deadline.look)
+        self._course = Course(brief.replicas, brief.objective, deadline.look, brief.yards)
         self._diagnosed: dict[str, str] = {}
         self._raced: list[Candidate] = []
+
+    def close(self) -> None:
+        """End what the cycle has started."""
+        self._course.close()
 
     def run(self) -> None:
         """Run the cycle to its conclusion, or to the error that kept it from one."""
@@ -135,7 +143,7 @@ class _Cycle:
                 "give more time or fewer and shorter windows."
             )
             return
-        self.beaten = gates.best.policy.id
+        self.beaten = gates.best.id
         best = f"the best incumbent, {gates.best.name}, with utility {gates.best_utility:.4f}"
         if 1.0 - gates.best_utility < self._brief.min_gain:
             self.conclusion = (
@@ -206,6 +214,8 @@ class _Cycle:
         return self._brief.for_proposers(**known)
 
     def _diagnose(self, parent: Parent) -> str:
+        if self._brief.yards:  # it tells of a fleet that stays as it is
+            return ""
         if parent.id not in self._diagnosed:
             self._diagnosed[parent.id] = diagnosis(self._brief, parent)
         return self._diagnosed[parent.id]
@@ -213,15 +223,21 @@ class _Cycle:
     def _parents(self, gates: Gates) -> list[Parent]:
         """Return whom to start from, best first: incumbents and the best that finished a race."""
         pool = [
-            Parent(r.policy.id, r.policy.source, r.name, r.gain, gates.by_window(r.policy.id))
+            Parent(
+                r.id,
+                r.policy.source,
+                r.name,
+                r.gain,
+                gates.by_window(r.id),
+                r.slow.source if r.slow else "",
+            )
             for r in gates.rivals
         ]
         for candidate in self._breeders(gates):
             assert candidate.policy is not None
-            policy, gain = candidate.policy, candidate.gain.mean if candidate.gain else None
-            pool.append(
-                Parent(policy.id, policy.source, policy.id, gain, gates.by_window(policy.id))
-            )
+            id_, gain = candidate.id, candidate.gain.mean if candidate.gain else None
+            slow = candidate.slow.source if candidate.slow else ""
+            pool.append(Parent(id_, candidate.policy.source, id_, gain, gates.by_window(id_), slow))
         return sorted(pool, key=lambda parent: parent.gain or 0.0, reverse=True)
 
     def _breeders(self, gates: Gates) -> list[Candidate]:

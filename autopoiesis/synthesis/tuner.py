@@ -8,11 +8,12 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from autopoiesis.arms.arm import Origin
+from autopoiesis.arms.arm import Origin, arm_id
 from autopoiesis.arms.language import verify
+from autopoiesis.arms.slow import verify_slow
 from autopoiesis.synthesis.brief import Brief
-from autopoiesis.synthesis.proposer import Account, Parent, Proposal
-from autopoiesis.synthesis.race import Course, OutOfTime, race_cells
+from autopoiesis.synthesis.proposer import Account, Parent, Proposal, joined
+from autopoiesis.synthesis.race import Cell, Course, OutOfTime, race_cells
 from autopoiesis.synthesis.tuning import tune
 from autopoiesis.telemetry.records import CandidateRow
 
@@ -46,18 +47,34 @@ class TuningProposer:
             if self._clock() >= until_s:
                 raise OutOfTime
 
-        course, cells = Course(brief.replicas, brief.objective, in_time), race_cells(brief)
+        course = Course(brief.replicas, brief.objective, in_time, brief.yards)
+        try:
+            return self._tuned(parents, course, race_cells(brief), until_s, rng)[:n]
+        finally:
+            course.close()
+
+    def _tuned(
+        self,
+        parents: Sequence[Parent],
+        course: Course,
+        cells: Sequence[Cell],
+        until_s: float,
+        rng: np.random.Generator,
+    ) -> list[Proposal]:
         for parent in parents:
             while self._runs.get(parent.id, 0) < RUNS and parent.id not in self._made:
                 if self._clock() >= until_s:
                     return []
                 self._runs[parent.id] = self._runs.get(parent.id, 0) + 1
-                found = tune(verify(parent.source), course, cells, rng)
-                if found.policy.id == parent.id or found.policy.id in self._made:
+                slow = verify_slow(parent.slow) if parent.slow else None
+                found = tune(verify(parent.source), course, cells, rng, slow=slow)
+                made = arm_id(found.policy.id, slow.id if slow else "")
+                if made == parent.id or made in self._made:
                     continue
-                self._made.add(found.policy.id)
+                self._made.add(made)
                 thought = f"the numbers of {parent.name} tuned in {found.replays} replays"
-                return [Proposal(found.policy.source, self.origin, (parent.id,), thought)][:n]
+                source = joined(found.policy.source, parent.slow)
+                return [Proposal(source, self.origin, (parent.id,), thought)]
         return []
 
     def learn(self, verdicts: Sequence[tuple[Proposal, CandidateRow]]) -> None:

@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 from autopoiesis.arms.compiler import compile_policy, constants_of, with_constants
 from autopoiesis.arms.language import Policy, PolicyError
 from autopoiesis.arms.literals import with_literals
-from autopoiesis.synthesis.race import Cell, Course, OutOfTime
+from autopoiesis.arms.slow import SlowPolicy
+from autopoiesis.synthesis.race import Cell, Course, OutOfTime, Pair
 
 SPREAD = 0.5
 """First standard deviation of a number's logarithm: two thirds of the tries scale it by 0.6 to 1.65."""
@@ -53,12 +54,14 @@ def tune(
     cells: Sequence[Cell],
     rng: np.random.Generator,
     most_replays: int = MOST_REPLAYS,
+    slow: SlowPolicy | None = None,
 ) -> Tuned:
     """Search the policy's numbers for more utility on the cells, until the course says time is up.
 
-    Replays are paired: every try of a generation meets the same traffic with the same seed.
+    Replays are paired: every try of a generation meets the same traffic with the same seed. The numbers
+    of its `slow` functions stay.
     """
-    search = _Search(policy, course, cells, most_replays)
+    search = _Search(policy, course, cells, most_replays, slow)
     if len(search.free):
         with suppress(OutOfTime):
             search.run(int(rng.integers(1 << 31)))
@@ -69,9 +72,15 @@ class _Search:
     """Ask, replay, tell; now and then judge the centre of the distribution on all cells."""
 
     def __init__(
-        self, policy: Policy, course: Course, cells: Sequence[Cell], most_replays: int
+        self,
+        policy: Policy,
+        course: Course,
+        cells: Sequence[Cell],
+        most_replays: int,
+        slow: SlowPolicy | None,
     ) -> None:
         self._policy = policy
+        self._slow = slow
         self._program = compile_policy(policy)
         self._constants = constants_of(self._program)
         self.free = np.flatnonzero(self._constants)
@@ -118,7 +127,8 @@ class _Search:
 
     def _replayed(self, x: Floats, cells: Sequence[Cell]) -> float:
         program = with_constants(self._program, self._values(x).tolist())
-        utility = float(np.mean([self._course.replay(program, cell) for cell in cells]))
+        runs = Pair(program, self._slow) if self._slow else program
+        utility = float(np.mean([self._course.replay(runs, cell) for cell in cells]))
         self._left -= len(cells)
         self._replays += len(cells)
         return utility

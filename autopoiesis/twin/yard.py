@@ -1,12 +1,13 @@
 """What a fleet could be: GPUs that come and go, and the ways to run the model on them."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 import numpy as np
 
 from autopoiesis.arms.objective import Objective
-from autopoiesis.arms.plan import Kind, Plan, ReplicaGroup
+from autopoiesis.arms.plan import Kind, Plan, ReplicaGroup, plan_from_plain, plan_to_plain
 from autopoiesis.arms.slow_features import (
     FleetFeatures,
     GpuFeatures,
@@ -14,7 +15,7 @@ from autopoiesis.arms.slow_features import (
     OptionFeatures,
 )
 from autopoiesis.twin.capacity import ReplicaSpec
-from autopoiesis.twin.latency import Profile, step_s
+from autopoiesis.twin.latency import ClientOverhead, Profile, StepModel, step_s
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,6 +155,29 @@ class Yard:
             engine_s=self.engine_s,
             warmup_s=self.warmup_s,
         )
+
+
+def yard_to_plain(yard: Yard) -> dict[str, Any]:
+    """Return the yard as JSON has it."""
+    return asdict(yard) | {"first": plan_to_plain(yard.first)}
+
+
+def yard_from_plain(plain: dict[str, Any]) -> Yard:
+    """Read what `yard_to_plain` gives; KeyError, TypeError or ValueError if it is something else."""
+    ways = tuple(
+        Way(w["gpu"], w["tensor_parallel"], profile_from_plain(w["profile"])) for w in plain["ways"]
+    )
+    gpus = tuple(
+        GpuCourse(**{**g, "at_s": tuple(g["at_s"]), "available": tuple(g["available"])})
+        for g in plain["gpus"]
+    )
+    return Yard(**{**plain, "ways": ways, "gpus": gpus, "first": plan_from_plain(plain["first"])})
+
+
+def profile_from_plain(plain: dict[str, Any]) -> Profile:
+    """Read a profile's fields; KeyError, TypeError or ValueError if they are others."""
+    step, client = StepModel(**plain["step"]), ClientOverhead(**plain["client"])
+    return Profile(**{**plain, "step": step, "client": client})
 
 
 def capacity_rps(

@@ -8,8 +8,8 @@ from autopoiesis.arms.language import thought_of
 
 MOST_POLICIES = 24
 """Taken out of one answer."""
-LONGEST_SOURCE = 16_384
-"""Characters of a policy that are looked at; the language allows half of it."""
+LONGEST_SOURCE = 40_000
+"""Characters of a policy that are looked at; the languages allow less."""
 LONGEST_THOUGHT = 300
 
 _THINKING = re.compile(r"<think(?:ing)?>.*?(?:</think(?:ing)?>|\Z)", re.DOTALL)

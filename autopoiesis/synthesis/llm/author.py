@@ -7,8 +7,10 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from autopoiesis.arms.arm import Origin
+from autopoiesis.arms.arm import Origin, arm_id
 from autopoiesis.arms.language import PolicyError, verify
+from autopoiesis.arms.parts import parts_of
+from autopoiesis.arms.slow import verify_slow
 from autopoiesis.synthesis import letter
 from autopoiesis.synthesis.brief import Brief
 from autopoiesis.synthesis.letter import Message
@@ -184,7 +186,10 @@ class ModelAuthor:
 def _fault(source: str) -> str:
     """Return why a source is no policy, empty if it is one."""
     try:
-        verify(source)
+        fast, slow = parts_of(source)
+        verify(fast)
+        if slow:
+            verify_slow(slow)
     except PolicyError as error:
         return str(error)
     return ""
@@ -198,6 +203,7 @@ def _shown(messages: Sequence[Message]) -> str:
 
 def _id_of(proposal: Proposal) -> str:
     try:
-        return verify(proposal.source).id
+        fast, slow = parts_of(proposal.source)
+        return arm_id(verify(fast).id, verify_slow(slow).id if slow else "")
     except PolicyError:
         return ""
