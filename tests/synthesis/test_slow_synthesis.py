@@ -179,7 +179,7 @@ def test_fast_functions_alone_and_half_a_slow_policy_are_refused(cycle) -> None:
 
 
 def test_a_planner_that_fails_serves_on_with_the_first_plan(cycle) -> None:
-    asked, row = cycle
+    _, row = cycle
     (failing,) = [c for c in row.candidates if "raise ValueError" in c.slow]
     assert failing.verdict == "rejected"
     assert failing.gain == pytest.approx(0.0, abs=1e-9)
