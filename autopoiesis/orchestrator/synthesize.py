@@ -75,10 +75,14 @@ class CycleReport:
             "cost_usd",
         )
         told = {name: getattr(self.row, name) for name in (*names, "conclusion", "error")}
-        return told | {"candidates": [_as_dict(candidate) for candidate in self.row.candidates]}
+        candidates = [
+            _verdict(c) | {"model": c.model, "tokens": c.tokens, "cost_usd": c.cost_usd}
+            for c in self.row.candidates
+        ]
+        return told | {"candidates": candidates}
 
 
-def _as_dict(candidate: CandidateRow) -> dict[str, Any]:
+def _verdict(candidate: CandidateRow) -> dict[str, Any]:
     names = ("verdict", "gate", "gain", "gain_low", "gain_high", "reason")
     return {"id": candidate.arm_id} | {name: getattr(candidate, name) for name in names}
 
@@ -164,8 +168,8 @@ def repeat_recorded(path: Path, *, quiet: bool) -> CycleReport:
         return CycleReport(
             row, "The record has no end to compare with: that cycle was stopped.", bool(row.error)
         )
-    recorded = [_as_dict(CandidateRow(**c)) for c in recording.end["row"]["candidates"]]
-    same = recorded == [_as_dict(candidate) for candidate in row.candidates]
+    recorded = [_verdict(CandidateRow(**c)) for c in recording.end["row"]["candidates"]]
+    same = recorded == [_verdict(candidate) for candidate in row.candidates]
     kept = f"The {len(recorded)} candidates and their verdicts are those of the record, to the last digit."
     if not same:
         kept = "The verdicts differ from those of the record: it was made by another version, or is damaged."
