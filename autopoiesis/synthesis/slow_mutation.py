@@ -138,17 +138,21 @@ def _free(name: str, taken: set[str]) -> str:
 # --- operators --------------------------------------------------------------------------------------
 
 
+def _one_of(mates: Sequence[str], rng: Rng) -> str:
+    return mates[int(rng.integers(len(mates)))]
+
+
 def _other_trigger(text: str, mates: Sequence[str], rng: Rng) -> str | None:
     if not mates:
         return None
-    mate = mates[rng.integers(len(mates))]
+    mate = _one_of(mates, rng)
     return _composed(ast.parse(mate), ast.parse(text))
 
 
 def _other_planner(text: str, mates: Sequence[str], rng: Rng) -> str | None:
     if not mates:
         return None
-    mate = mates[rng.integers(len(mates))]
+    mate = _one_of(mates, rng)
     return _composed(ast.parse(text), ast.parse(mate))
 
 
@@ -190,7 +194,7 @@ def _joined(text: str, mates: Sequence[str], rng: Rng) -> str | None:
     """Have two triggers decide together."""
     if not mates:
         return None
-    mate = ast.parse(mates[rng.integers(len(mates))])
+    mate = ast.parse(_one_of(mates, rng))
     tree = ast.parse(text)
     pieces = _pieces(tree)
     theirs = _pieces(mate)

@@ -143,6 +143,12 @@ order by s.share desc nulls last, m.name;
 
 -- How long it took from a change in the traffic until what was written in answer had traffic.
 create or replace view time_to_traffic as
+with served as (
+    select s.synthesis, min(a.window_id) as first_window
+    from syntheses as s join allocations as a on list_contains(s.promoted, a.arm_id)
+    where a.window_id > s.window_id
+    group by s.synthesis
+)
 select
     s.synthesis,
     s."trigger",
@@ -151,12 +157,11 @@ select
     shift.started_at as shifted_at,
     s.started_s - shift.started_s as to_trigger_s,
     s.seconds as writing_s,
-    min(served.window_id) as first_window,
-    min(served.started_s) - (s.started_s + s.seconds) as waiting_s,
-    min(served.started_s) - shift.started_s as to_first_traffic_s
+    served.first_window,
+    first.started_s - (s.started_s + s.seconds) as waiting_s,
+    first.started_s - shift.started_s as to_first_traffic_s
 from syntheses as s
+left join served on served.synthesis = s.synthesis
 left join windows as shift on shift.window_id = s.since_window
-left join allocations as a on list_contains(s.promoted, a.arm_id) and a.window_id > s.window_id
-left join windows as served on served.window_id = a.window_id
-group by all
+left join windows as first on first.window_id = served.first_window
 order by s.synthesis;

@@ -78,7 +78,7 @@ class Planned:
     """Time during which replicas were stopping or starting."""
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Slot:
     """A place in the simulated fleet where a replica of one way may run."""
 
@@ -326,4 +326,4 @@ class _Service:
 
 
 def _as_plan(kinds: Counter[Kind]) -> Plan:
-    return Plan([ReplicaGroup(*kind[:3], count, *kind[3:]) for kind, count in kinds.items()])
+    return Plan(tuple(ReplicaGroup(*kind[:3], count, *kind[3:]) for kind, count in kinds.items()))

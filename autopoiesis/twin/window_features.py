@@ -62,7 +62,7 @@ def window_features(
     rate = len(mine.arrival_s) / seconds
     inputs, outputs = _mean(mine.input_tokens), _mean(finished.output_tokens)
     utility = objective.utility(done.ttft_s, done.tpot_s)
-    decided = np.count_nonzero(mine_ended | mine_lost | shed)
+    decided = int(np.count_nonzero(mine_ended | mine_lost | shed))
     rates = before.arrival_rates_rps if before else ()
     reports = [sample for sample in beside.reports if len(sample)]
     kv = [sample[:, 2] for sample in reports]

