@@ -1,6 +1,7 @@
 """Slow functions evolve together with the fast ones, on fleets whose GPUs come and go."""
 
 import ast
+import itertools
 from dataclasses import replace
 
 import numpy as np
@@ -31,28 +32,33 @@ SLOW = [arm for arm in slow_seed_arms() if arm.name in {"never", "threshold"}]
 
 
 def brief(**fields) -> Brief:
-    """Ask for plans for traffic that grows while GPUs come: to keep the first plan is bad."""
-    trace = conversations(2400, 3, 20.0)
-    trace = replace(trace, arrival_s=trace.duration_s * (trace.arrival_s / trace.duration_s) ** 0.7)
-    capacity = CapacityTrace(np.array([0.0, 15.0, 45.0]), np.array([2, 4, 3]), "spot")
-    windows, holdout, yards = cut_with_capacity(trace, capacity, [NARROW], 4, 2.0)
+    """Ask for plans where GPUs come in every window: to keep the first plan is bad."""
+    trace = conversations(3600, 3, 60.0)
+    comes = [(12.0 * k + at_s, gpus) for k in range(5) for at_s, gpus in ((0.0, 2), (3.0, 4))]
+    capacity = CapacityTrace(*map(np.array, zip(*comes, strict=True)), "spot")
+    windows, holdout, yards = cut_with_capacity(trace, capacity, [NARROW], 4, 1.0)
     yards = tuple(
         replace(yard, load_s=1.0, engine_s=1.0, drain_s=1.0, stop_s=0.5) for yard in yards
     )
     given = {
         "trigger": "test",
-        "objective": Objective(0.5, 0.02),
+        "objective": Objective(0.5, 0.015),
         "replicas": tuple(ReplicaSpec(f"r{i}", NARROW) for i in range(4)),
         "windows": windows,
         "holdout": holdout,
         "incumbents": paired(FAST, SLOW),
         "seed": 1,
-        "budget_s": 25.0,
-        "warmup_s": 2.0,
+        "budget_s": 300.0,
+        "warmup_s": 1.0,
         "yards": yards,
         "max_candidates": 12,
     }
     return Brief(**{**given, **fields})
+
+
+def looks():
+    """Return a clock on which each look takes a second: budgets that no machine changes."""
+    return itertools.count(0.0, 1.0).__next__
 
 
 # --- variation --------------------------------------------------------------------------------------
@@ -155,7 +161,9 @@ def cycle():
     crashes = FILL.replace("return fleet.lost", "raise ValueError(window)\n    return fleet.lost")
     asked = brief(incumbents=paired(FAST, [a for a in SLOW if a.name == "never"]))
     return asked, step(
-        asked, Given(fast + FILL, fast, fast + FILL.replace("should_", "might_"), fast + crashes)
+        asked,
+        Given(fast + FILL, fast, fast + FILL.replace("should_", "might_"), fast + crashes),
+        clock=looks(),
     )
 
 
@@ -195,20 +203,22 @@ def test_slow_functions_have_no_place_in_a_cycle_on_a_fixed_fleet() -> None:
     fixed = replace(
         asked, yards=(), incumbents=tuple(replace(i, slow="") for i in asked.incumbents[:1])
     )
-    row = step(fixed, Once(FAST[0].source + FILL))
+    row = step(fixed, Once(FAST[0].source + FILL), clock=looks())
     assert [c.reason for c in row.candidates] == [
         "its slow functions have no place where the fleet is fixed"
     ]
 
 
 def test_evolution_and_tuning_run_with_planners() -> None:
-    row = step(brief(budget_s=12.0), GeneticProposer())
+    row = step(brief(budget_s=150.0), GeneticProposer(), clock=looks())
     assert row.error == ""
     assert len(row.candidates) > 3
     assert all(c.slow for c in row.candidates if c.gate != "verify")
-    asked = brief(budget_s=6.0, incumbents=paired(FAST[:1], SLOW[:1]))
+    asked = brief(budget_s=40.0, incumbents=paired(FAST[:1], SLOW[:1]))
     parents = [Parent(i.arm_id, i.source, i.name, 0.0, slow=i.slow) for i in asked.incumbents]
-    tuned = TuningProposer().propose(asked.for_proposers(), parents, 1, np.random.default_rng(1))
+    tuned = TuningProposer(looks()).propose(
+        asked.for_proposers(), parents, 1, np.random.default_rng(1)
+    )
     assert all(verify_slow(parts_of(t.source)[1]).source == SLOW[0].slow for t in tuned)
 
 
