@@ -31,7 +31,7 @@ from autopoiesis.orchestrator.control_contract import (
 from autopoiesis.orchestrator.control_openapi import openapi
 from autopoiesis.orchestrator.governor import Command
 from autopoiesis.orchestrator.metrics import Metrics
-from autopoiesis.orchestrator.page_routes import PAGE_PATHS, add_page
+from autopoiesis.orchestrator.page_routes import Page
 from autopoiesis.orchestrator.rails import Order, OrderError
 from autopoiesis.orchestrator.registrar import NewArm, Said, Step
 from autopoiesis.synthesis.llm.fleet import Spare
@@ -98,9 +98,10 @@ class Desk(Protocol):
 class _Handlers:
     """What each route does, by the route's name."""
 
-    def __init__(self, store: Store, desk: Desk) -> None:
+    def __init__(self, store: Store, desk: Desk, metrics: Metrics) -> None:
         self._store = store
         self._desk = desk
+        self._metrics = metrics
         self._openapi = orjson.dumps(openapi(ROUTES))
 
     async def health(self, _request: web.Request) -> web.Response:
@@ -149,6 +150,10 @@ class _Handlers:
         number = await self._desk.keep_cycle(body.cycle, Said(body.by, body.why))
         return _json({"synthesis": number})
 
+    async def metrics(self, request: web.Request) -> web.Response:
+        body, content_type = self._metrics.exposition(request.headers.get("Accept", ""))
+        return web.Response(body=body, headers={"Content-Type": content_type})
+
     async def guard_rails(self, _: web.Request) -> web.Response:
         return _json(await asyncio.to_thread(show_guard_rails, self._store.query))
 
@@ -168,18 +173,18 @@ def told(arm: Arm, *, new: bool) -> dict[str, Any]:
 def control_app(store: Store, desk: Desk, access: Access, metrics: Metrics) -> web.Application:
     """Build the application of the control API."""
     app = web.Application(middlewares=[_guard(access)], client_max_size=LARGEST_BODY)
-    handlers = _Handlers(store, desk)
+    handlers, page = _Handlers(store, desk, metrics), Page(store, desk.status)
     (sql,) = sql_routes(store)
+    elsewhere: dict[str, Any] = {
+        "sql": sql.handler,  # type: ignore[union-attr]
+        "page": page.page,
+        "page_file": page.page_file,
+        "live": page.live,
+    }
     for route in ROUTES:
-        handler: Handler = sql.handler if route.name == "sql" else getattr(handlers, route.name)  # type: ignore[union-attr]
+        handler: Handler = elsewhere.get(route.name) or getattr(handlers, route.name)
         app.router.add_route(route.method, _pattern(route), handler)
-    add_page(app, store, desk.status)
-
-    async def tell_metrics(request: web.Request) -> web.Response:
-        body, content_type = metrics.exposition(request.headers.get("Accept", ""))
-        return web.Response(body=body, headers={"Content-Type": content_type})
-
-    app.router.add_get("/metrics", tell_metrics)
+    app.on_shutdown.append(page.stop)
     return app
 
 
@@ -192,7 +197,7 @@ def _guard(access: Access) -> Any:
         resource = request.match_info.route.resource
         path = resource.canonical if resource else ""
         route = known.get((request.method, path))
-        if not (path in PAGE_PATHS or (route and route.probe)):
+        if not (route and route.probe):
             refusal = access.refusal(request, needs_token=bool(route and route.changes))
             if refusal:
                 answer = _error(refusal.status, refusal.kind, refusal.message)

@@ -281,7 +281,7 @@ class Route:
     name: str
     summary: str
     answer: type[BaseModel] | None
-    """None: a JSON object that is described nowhere."""
+    """None: a JSON object that is described nowhere, or no JSON at all."""
     body: type[BaseModel] | None = None
     changes: bool = False
     """It changes something: the token is needed."""
@@ -289,6 +289,8 @@ class Route:
     """It tells nothing worth a token: open wherever the API listens."""
     parameters: tuple[tuple[str, str], ...] = ()
     """Names in the path, each with what it may be: a pattern."""
+    media: str = "application/json"
+    """Content type of the answer."""
 
 
 _ARM = ("arm", r"^[^/]+$")
@@ -314,4 +316,9 @@ ROUTES = (
     Route("post", "/control/{order}", "obey", "Give an order.", GuardRailsAnswer, OrderBody, changes=True,
           parameters=(("order", f"^({ORDERS})$"),)),
     Route("post", "/sql", "sql", "Ask the telemetry with one SELECT.", RowsAnswer, QueryBody),
+    Route("get", "/metrics", "metrics", "Metrics for Prometheus; OpenMetrics if asked for.", None, media="text/plain"),
+    Route("get", "/", "page", "The live page.", None, probe=True, media="text/html"),
+    Route("get", "/page/{name}", "page_file", "A file of the live page.", None, probe=True, media="*/*",
+          parameters=(("name", r"^[^/]+$"),)),
+    Route("get", "/live", "live", "What the live page shows, as server-sent events.", None, media="text/event-stream"),
 )  # fmt: skip

@@ -1,6 +1,6 @@
 """The control API's description for programs: OpenAPI 3.1, made of its routes."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from pydantic.json_schema import models_json_schema
@@ -22,12 +22,11 @@ def openapi(routes: Iterable[Route]) -> dict[str, Any]:
     references, definitions = models_json_schema(models, ref_template=SCHEMAS)  # type: ignore[arg-type]
     paths: dict[str, dict[str, Any]] = {}
     for route in routes:
-        answer = references[route.answer, "serialization"] if route.answer else {"type": "object"}
         problem = _json("An error.", references[ErrorAnswer, "serialization"])
         operation: dict[str, Any] = {
             "operationId": route.name,
             "summary": route.summary,
-            "responses": {"200": _json("Done.", answer), "default": problem},
+            "responses": {"200": _done(route, references), "default": problem},
         }
         if route.parameters:
             operation["parameters"] = [
@@ -51,7 +50,7 @@ def openapi(routes: Iterable[Route]) -> dict[str, Any]:
         "info": {
             "title": "Autopoiesis control API",
             "version": __version__,
-            "description": "Health, arms, allocation, orders of an operator, and SQL on the telemetry.",
+            "description": "Health, arms, allocation, orders of an operator, SQL on the telemetry, metrics, and the live page.",
         },
         "paths": paths,
         "components": {
@@ -62,6 +61,13 @@ def openapi(routes: Iterable[Route]) -> dict[str, Any]:
             },
         },
     }  # fmt: skip
+
+
+def _done(route: Route, references: Mapping[Any, Any]) -> dict[str, Any]:
+    if route.media == "application/json":
+        answer = references[route.answer, "serialization"] if route.answer else {"type": "object"}
+        return _json("Done.", answer)
+    return {"description": "Done.", "content": {route.media: {"schema": {"type": "string"}}}}
 
 
 def _json(description: str, schema: dict[str, Any]) -> dict[str, Any]:

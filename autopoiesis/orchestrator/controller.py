@@ -37,10 +37,12 @@ from autopoiesis.orchestrator.growth import (
     take_in,
 )
 from autopoiesis.orchestrator.holding import same_cells
+from autopoiesis.orchestrator.housekeeping import keep_house
 from autopoiesis.orchestrator.loop import KEEP_WINDOWS, Settled, WindowLoop
 from autopoiesis.orchestrator.metrics import Metrics
 from autopoiesis.orchestrator.observation import Observation
 from autopoiesis.orchestrator.refit import Refits
+from autopoiesis.orchestrator.recorder import ClosedWindow, Recorder
 from autopoiesis.orchestrator.registrar import Registrar
 from autopoiesis.orchestrator.settings import Settings
 from autopoiesis.orchestrator.spans import Spans
@@ -117,6 +119,7 @@ class Controller:
         """Held while the loop decides in its thread: arms do not change under it."""
         self._reconsider = asyncio.Event()
         self._proposal = ""
+        self._recorder = Recorder(store, link.acknowledge, self._say_of_telemetry)
         self.desk = Desk(
             self.registry,
             Registrar(self.registry, self._tell, store.clock),
@@ -153,6 +156,8 @@ class Controller:
             asyncio.create_task(self._listen(), name="listen to the picker"),
             asyncio.create_task(self._probe_isolation(), name="probe the sandbox"),
         ]
+        housekeeping = keep_house(self._store, self._settings, self._say_of_telemetry)
+        beside.append(asyncio.create_task(housekeeping, name="keep the history"))
         if self._spans:
             beside.append(asyncio.create_task(self._spans.run(), name="send spans"))
         started_s = now_s
@@ -229,8 +234,10 @@ class Controller:
                 reason = f"{count} of its decisions failed"
                 arm = self.registry.move(arm_id, State.QUARANTINED, reason)
                 self._say(now_s, "arm", arm.name, f"{arm.state}: {reason}")
-            except RegistryError as error:
+            except (RegistryError, TelemetryError) as error:
                 self._say(now_s, "arm", arm_id, f"not taken off after {count} faults: {error}")
+                if isinstance(error, TelemetryError):  # a full disk: it is tried again
+                    self._faults[arm_id] += count
 
     def _allocate(self, now_s: float, settled: Settled | None = None) -> None:
         """Draw the window's allocation, store it with what was settled, and send it to the picker."""
@@ -247,36 +254,17 @@ class Controller:
         self.status.allocated(allocation, why)
         if self._spans:
             self._spans.allocated(allocation)
+        if settled is None:
+            self._govern(lambda: self._store.write_allocation(allocation))
+            return
         batches, self._unwritten = self._unwritten, []
         events, self._events = self._events, []
-        try:
-            if settled:
-                self._store.write_window(
-                    settled.window,
-                    settled.cells,
-                    [record for batch in batches for record in batch.requests],
-                    settled.estimates,
-                    allocation,
-                    settled.twin_errors,
-                    [sample for batch in batches for sample in batch.replicas],
-                    [*settled.events, *events],
-                    self._loop.state(),
-                )
-                self.status.settled(settled, events)
-                self.metrics.settled(settled)
-            else:
-                self._store.write_allocation(allocation)
-                self._unwritten = batches + self._unwritten
-                self._events = events + self._events
-                return
-        except TelemetryError as error:
-            # Serving goes on; what was not written is tried again with the next window.
-            log.error("%s", error)
+        closed = ClosedWindow(settled, allocation, batches, events, self._loop.state())
+        self.status.settled(settled, events)
+        self.metrics.settled(settled)
+        if not self._recorder.record(closed):
             self.metrics.store_failed()
-            self._unwritten = batches + self._unwritten
-            self._events = [*events, *self._events][-1000:]
-            return
-        self._link.acknowledge(batches)
+        self.metrics.windows_waiting.set(len(self._recorder))
         self.status.scores(self._store)
 
     def _message(self, allocation: Allocation) -> Allocate:
@@ -389,6 +377,7 @@ class Controller:
         except TelemetryError as error:
             log.error("%s", error)
             self.metrics.store_failed()
+            self._say_of_telemetry(f"what was synthesized is lost: {error}")
         finally:
             self._loop.triggers.ended(time.time())
             self.status.synthesis_ended()
@@ -405,6 +394,9 @@ class Controller:
         event = EventRow(time.time(), "operator", self._window, subject, message)
         self._store.write_events([event])
         self.status.say(event)
+
+    def _say_of_telemetry(self, message: str) -> None:
+        self._say(time.time(), "telemetry", "", message)
 
     def _say(self, at_s: float, kind: str, subject: str, message: str) -> None:
         event = EventRow(at_s, kind, self._window, subject, message)

@@ -119,6 +119,7 @@ def _now(status: dict[str, Any]) -> dict[str, Any]:
         "window_s",
         "objective",
         "allocation",
+        "guard_rails",
         "traffic",
         "synthesis",
     )

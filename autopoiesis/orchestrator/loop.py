@@ -49,6 +49,7 @@ from autopoiesis.orchestrator.reward import (
 )
 from autopoiesis.orchestrator.shadow import Shadow, ShadowSettings
 from autopoiesis.orchestrator.triggers import Trigger, Triggers, TriggerSettings
+from autopoiesis.telemetry.database import TelemetryError
 from autopoiesis.telemetry.drift import DriftMonitor
 from autopoiesis.telemetry.records import (
     ArmEstimate,
@@ -340,7 +341,7 @@ class WindowLoop:
             try:
                 arm = self.registry.move(move.arm_id, move.state, move.reason)
                 self._say(seen, "arm", arm.name, f"{move.state}: {move.reason}")
-            except RegistryError as error:
+            except (RegistryError, TelemetryError) as error:
                 self._say(seen, "arm", self._name(move.arm_id), f"not moved: {error}")
                 continue
             if move.state is State.QUARANTINED:

@@ -80,8 +80,8 @@ class Metrics:
         self.in_flight = gauge("requests_in_flight", "Requests at a replica now.", ("replica",))
         self.up = gauge("replica_up", "Whether the replica answers.", ("replica",))
         self.kv_usage = gauge("replica_kv_cache_usage_ratio", "Its own report.", ("replica",))
-        self.windows = counter("windows", "Windows written.")
-        self.window_age = gauge("window_age_seconds", "Since a window was last written.")
+        self.windows = counter("windows", "Windows settled.")
+        self.window_age = gauge("window_age_seconds", "Since a window was last settled.")
         self.utility = gauge("window_utility", "Mean utility per request, 0..1, last window.")
         self.regret = gauge("window_regret", "Of the last window.")
         self.regret_low = gauge("window_regret_low", "Lower end of its interval.")
@@ -103,6 +103,7 @@ class Metrics:
         )
         self.arm_faults = counter("arm_faults", "Decisions in which an arm failed.")
         self.store_errors = counter("store_errors", "Writes of telemetry that failed.")
+        self.windows_waiting = gauge("windows_waiting", "Windows that are not written yet.")
         build = gauge("build_info", "Version.", ("version",))
         build.labels(__version__).set(1)
 
@@ -134,7 +135,7 @@ class Metrics:
         self.kv_usage.labels(sample.replica).set(sample.kv_usage)
 
     def settled(self, settled: Settled) -> None:
-        """Take in a window that was written."""
+        """Take in a window that was settled."""
         row = settled.window
         nothing = float("nan")
         self.windows.inc()

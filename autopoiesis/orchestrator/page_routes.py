@@ -20,8 +20,6 @@ from autopoiesis.telemetry.store import Store, TelemetryError
 
 log = logging.getLogger(__name__)
 
-PAGE_PATHS = frozenset({"/", "/page/{name}"})
-"""The page itself, which tells nothing of the instance: open wherever the port listens."""
 INTERVAL_S = 1.0
 """Between two looks at what has changed."""
 KINDS = {
@@ -41,42 +39,41 @@ HEADERS = {
 }
 
 
-def add_page(app: web.Application, store: Store, status: StatusOf) -> None:
-    """Add `GET /`, the files it loads, and `GET /live`, a stream that ends when the server does."""
-    routes = web.RouteTableDef()
-    stopping = asyncio.Event()
-    picture = Picture(store, status)
-    contents = page_files()
+class Page:
+    """What the page asks for: itself, the files it loads, and a stream that ends when the server does."""
 
-    @routes.get("/")
-    async def page(request: web.Request) -> web.StreamResponse:
-        return _file(request, *contents["index.html"])
+    def __init__(self, store: Store, status: StatusOf) -> None:
+        self._picture = Picture(store, status)
+        self._contents = page_files()
+        self._stopping = asyncio.Event()
 
-    @routes.get("/page/{name}")
-    async def page_file(request: web.Request) -> web.StreamResponse:
-        found = contents.get(request.match_info["name"])
+    async def page(self, request: web.Request) -> web.StreamResponse:
+        """Answer `GET /`."""
+        return _file(request, *self._contents["index.html"])
+
+    async def page_file(self, request: web.Request) -> web.StreamResponse:
+        """Answer `GET /page/{name}`."""
+        found = self._contents.get(request.match_info["name"])
         if found is None:
             raise web.HTTPNotFound
         return _file(request, *found)
 
-    @routes.get("/live")
-    async def live(request: web.Request) -> web.StreamResponse:
+    async def live(self, request: web.Request) -> web.StreamResponse:
+        """Answer `GET /live`."""
         response = web.StreamResponse(headers={"Cache-Control": "no-store"})
         response.content_type = "text/event-stream"
         await response.prepare(request)
         sent = Sent()
         with suppress(ConnectionError):  # the page has gone
-            while not stopping.is_set():
-                await response.write(await _told(picture, sent))
+            while not self._stopping.is_set():
+                await response.write(await _told(self._picture, sent))
                 with suppress(TimeoutError):
-                    await asyncio.wait_for(stopping.wait(), INTERVAL_S)
+                    await asyncio.wait_for(self._stopping.wait(), INTERVAL_S)
         return response
 
-    async def stop(_app: web.Application) -> None:
-        stopping.set()
-
-    app.add_routes(routes)
-    app.on_shutdown.append(stop)
+    async def stop(self, _app: web.Application) -> None:
+        """End all streams."""
+        self._stopping.set()
 
 
 def page_files() -> dict[str, tuple[bytes, str]]:

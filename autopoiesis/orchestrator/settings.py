@@ -75,6 +75,10 @@ class Settings(BaseModel):
     """Stop by itself after this time; None: serve until stopped."""
     otlp_traces: str | None = Field(None, pattern=r"^https?://[^/]+(/.*)?$")
     """Where a span per request goes: an OpenTelemetry collector's `http://127.0.0.1:4318/v1/traces`, say."""
+    retention_hours: float = Field(168.0, ge=1.0)
+    """How long requests and replica samples stay in the telemetry file; then they are in the history only."""
+    window_retention_hours: float = Field(8784.0, ge=1.0)
+    """The same of windows and all else: a year."""
     seed: int = Field(0, ge=0)
 
     @field_validator("profile")
@@ -133,6 +137,11 @@ class Settings(BaseModel):
     def telemetry_file(self) -> Path:
         """The DuckDB file."""
         return self.data_dir / "telemetry.duckdb"
+
+    @property
+    def history_dir(self) -> Path:
+        """Where sealed hours lie as Parquet files."""
+        return self.data_dir / "history"
 
     def save(self) -> None:
         """Write the settings where the child processes read them."""

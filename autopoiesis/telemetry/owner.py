@@ -1,7 +1,7 @@
 """The one connection that owns the telemetry file: transactions, and readers beside them."""
 
 import threading
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -82,11 +82,13 @@ class Owner:
         with self._writing, suppress(duckdb.Error):
             self._live().checkpoint()
 
-    def fetch(self, query: str, parameters: Sequence[object] = ()) -> list[Any]:
+    def fetch(
+        self, query: str, parameters: Sequence[object] | Mapping[str, object] = ()
+    ) -> list[Any]:
         """Return all rows of one of our own queries, beside whatever is being written."""
         with self.reader() as cursor:
             try:
-                return cursor.execute(query, list(parameters)).fetchall()
+                return cursor.execute(query, parameters).fetchall()
             except duckdb.Error as error:
                 raise TelemetryError(
                     f"Telemetry could not be read from {self._name}: {first_sentence(str(error))}"

@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 
 from autopoiesis.arms.allocation import Allocation, Cell
 from autopoiesis.arms.arm import Arm, Origin, State
-from autopoiesis.telemetry import retention
 from autopoiesis.telemetry.arrays import pack, unpack
 from autopoiesis.telemetry.database import MEMORY_LIMIT, TelemetryError, open_database
+from autopoiesis.telemetry.history import History, Retention
 from autopoiesis.telemetry.owner import Owner
 from autopoiesis.telemetry.query import MAX_ROWS, TIMEOUT_S, QueryResult, run_query
 from autopoiesis.telemetry.records import (
@@ -38,7 +38,7 @@ from autopoiesis.telemetry.requests import (
     requests_of,
 )
 
-__all__ = ["Store", "TelemetryError"]
+__all__ = ["Retention", "Store", "TelemetryError"]
 
 RENAMED = {"window": "window_id", "created_at": "created_s"}
 """Field → column, where they differ: `window` is a reserved word of SQL."""
@@ -198,14 +198,20 @@ class Store:
 
         self._owner.transact(write)
 
-    def forget_before(self, time_s: float, *, history: bool = False) -> None:
-        """Delete requests and replica samples of the whole hours before `time_s`.
+    def keep_history(
+        self, folder: Path, retention: Retention, now_s: float | None = None
+    ) -> list[Path]:
+        """Seal settled hours as Parquet files below `folder`, then forget what is older than `retention`.
 
-        With `history`, also windows and all that belongs to them. The last window stays, so that
-        windows are never counted anew; so do arms and state.
+        Returns the files written. The newest window stays, so that windows are never counted anew; so do
+        arms and state.
+
+        Raises:
+            TelemetryError: a file could not be written; nothing is forgotten that is in none.
         """
-        self._owner.transact(lambda c: retention.forget(c, time_s, history=history))
-        self._owner.checkpoint()
+        return History(self._owner, folder).keep(
+            self.clock() if now_s is None else now_s, retention
+        )
 
     # --- reading ------------------------------------------------------------------------------
 

@@ -11,7 +11,7 @@ from page_scene import WINDOWS, write_scene
 
 from autopoiesis.arms.registry import Registry
 from autopoiesis.orchestrator.live import Picture, Sent
-from autopoiesis.orchestrator.page_routes import add_page, page_files
+from autopoiesis.orchestrator.page_routes import Page, page_files
 from autopoiesis.orchestrator.settings import Settings
 from autopoiesis.orchestrator.status import Status
 from autopoiesis.telemetry.records import EventRow
@@ -35,10 +35,18 @@ def status(store):
     return Status(Settings(), Registry(store))
 
 
+def application(store, status) -> web.Application:
+    app, page = web.Application(), Page(store, status.as_dict)
+    app.add_routes([
+        web.get("/", page.page), web.get("/page/{name}", page.page_file), web.get("/live", page.live),
+    ])  # fmt: skip
+    app.on_shutdown.append(page.stop)
+    return app
+
+
 @pytest.fixture
 async def client(store, status) -> AsyncIterator[TestClient]:
-    app = web.Application()
-    add_page(app, store, status.as_dict)
+    app = application(store, status)
     async with TestClient(TestServer(app)) as opened:
         yield opened
 
@@ -77,8 +85,7 @@ async def test_the_stream_tells_each_part_as_an_event(client):
 
 
 async def test_the_stream_ends_when_the_server_stops(store, status):
-    app = web.Application()
-    add_page(app, store, status.as_dict)
+    app = application(store, status)
     async with TestClient(TestServer(app)) as client:
         answer = await client.get("/live")
         await answer.content.readuntil(b"\n\n")

@@ -300,10 +300,13 @@ def operator(open_page, instance):
     def give(order, arm):
         option = panel.get_by_label("Arm").locator("option").filter(has_text=f"{arm} (")
         panel.get_by_label("Arm").select_option(value=option.get_attribute("value"))
+        command(order)
+
+    def command(order):
         panel.get_by_label("Why").fill("tried from the page")
         panel.get_by_role("button", name=order, exact=True).click()
 
-    page.give = give
+    page.give, page.command = give, command
     return page
 
 
@@ -372,6 +375,48 @@ def test_quarantine_promote_and_retire_take_an_arm_through_its_states(operator):
 
     operator.get_by_role("button", name="that do not serve").click()
     expect(row(operator, "gen-kv-wary").locator("td").nth(1)).to_have_text("retired")
+
+
+@pytest.mark.parametrize(
+    ("order", "says", "back", "column"),
+    [
+        ("Freeze", "frozen", "Unfreeze", "frozen"),
+        ("Dry run", "dry run", "End dry run", "dry_run"),
+        ("Human only", "human arms only", "End human only", "human_only"),
+        ("Roll back", "frozen", "Release", "frozen"),
+    ],
+)
+def test_guard_rails_show_at_once_are_kept_and_are_lifted(
+    operator, instance, order, says, back, column
+):
+    rails = operator.locator("#rails")
+    expect(rails).to_be_hidden()
+    kept = f"select {column}, reason like '%the live page%tried from the page' from guard_rails order by at_s desc limit 1"
+    operator.command(order)
+    expect(operator.locator("#controls").get_by_role("status")).to_contain_text(
+        f"In force: {says}."
+    )
+    expect(rails).to_have_text(says)
+    expect(operator.locator("#in-force")).to_have_text(f"In force: {says}.")
+    assert [[True, True]] == instance.rows(kept)
+    operator.command(back)
+    expect(rails).to_be_hidden()
+    assert [[False, True]] == instance.rows(kept)
+
+
+def test_human_only_takes_synthesized_arms_out_of_the_cells(operator):
+    operator.command("Human only")
+    expect(operator.locator("#fleet .tag").filter(has_text="genetic")).to_have_count(0)
+    operator.command("Release")
+
+
+def test_one_arm_gets_all_traffic_until_that_is_released(operator):
+    operator.give("All traffic", "round-robin")
+    expect(operator.locator("#rails")).to_have_text("everything to round-robin")
+    expect(operator.locator("#fleet .cell")).to_have_count(1)
+    expect(operator.locator("#fleet .cell h3")).to_contain_text("round-robin")
+    operator.command("Release")
+    expect(operator.locator("#rails")).to_be_hidden()
 
 
 def test_what_cannot_be_done_is_said(operator, open_page):

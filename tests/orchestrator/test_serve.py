@@ -1,14 +1,18 @@
 import json
+import resource
+import secrets
 import signal
 import socket
 import threading
 import time
 
+import httpx
 import openai
 import psutil
 import pytest
 from gateway_process import post, run, serving, wait_until
 
+from autopoiesis.gateway.settings import SESSION_HEADER
 from autopoiesis.replicas.fleet import free_ports
 
 MESSAGES = [{"role": "user", "content": "Tell me of the sea."}]
@@ -174,6 +178,104 @@ def came_back(gateway, before):
         return (gateway.status()["window"] or 0) > before
     except OSError:
         return False
+
+
+def test_nothing_that_was_said_is_ever_stored(gateway):
+    """Prompts, answers, keys and names of sessions leave no trace in any file or table."""
+    secret = f"canary{secrets.token_hex(12)}"
+    spoken = {
+        "model": "simulated",
+        "messages": [{"role": "user", "content": f"{secret} {'tell me of the sea ' * 80}"}],
+        "max_tokens": 3,
+        "user": secret,
+        "metadata": {"name": secret},
+        "stop": [secret],
+    }
+    headers = {"Authorization": f"Bearer {secret}", SESSION_HEADER: secret, "Cookie": secret}
+    bodies = [
+        json.dumps(spoken),
+        json.dumps(spoken | {"stream": True}),
+        json.dumps(spoken | {"model": "nobody"}),
+        json.dumps(spoken | {"messages": secret}),
+        json.dumps({"model": "simulated", "prompt": f"{secret} " * 900, "max_tokens": 3}),
+        f'{{"messages": [{{"content": "{secret}"',
+    ]
+    before = last_window(gateway)
+    with httpx.Client(base_url=gateway.url, headers=headers, timeout=30) as asking:
+        codes = {
+            asking.post(f"/v1/{path}?key={secret}", content=body).status_code
+            for path in ("chat/completions", "completions")
+            for body in bodies
+        }
+    assert {200, 400, 404} <= codes
+    wait_until(lambda: last_window(gateway) > before + 2, 30)
+
+    assert found_in(gateway, "simulated") >= {"telemetry.duckdb.wal", "requests"}
+    assert set() == found_in(gateway, secret)
+
+
+def last_window(gateway):
+    return asked(gateway, "select max(window_id) from windows")[0][0] or 0
+
+
+def asked(gateway, query):
+    answer = httpx.post(
+        f"http://127.0.0.1:{gateway.control_port}/sql", json={"query": query}, timeout=20
+    )
+    assert answer.status_code == 200, answer.text
+    return answer.json()["rows"]
+
+
+def found_in(gateway, word):
+    """Return the files that hold a word's bytes, and the tables that hold it in a value."""
+    files = [path for path in gateway.folder.rglob("*") if path.is_file()]
+    tables = [row[0] for row in asked(gateway, "select table_name from duckdb_tables()")]
+    return {path.name for path in files if word.encode() in path.read_bytes()} | {
+        table
+        for table in tables
+        if asked(gateway, f"select count(*) from {table} as t where t::varchar like '%{word}%'")[0][
+            0
+        ]
+    }
+
+
+def test_a_full_disk_costs_no_request_and_no_window(gateway, client):
+    """The limit on the size of the controller's files does what a full disk does."""
+    controller = gateway.running("orchestrator.controller")[0].pid
+    unlimited = resource.prlimit(controller, resource.RLIMIT_FSIZE)
+    before = last_window(gateway)
+    resource.prlimit(controller, resource.RLIMIT_FSIZE, (1, unlimited[1]))
+    try:
+        deadline = time.monotonic() + 60
+        while not (waiting := metric(gateway, "windows_waiting")) >= 2:
+            assert time.monotonic() < deadline
+            answer = client.completions.create(model="simulated", prompt="the sea", max_tokens=2)
+            assert 2 == answer.usage.completion_tokens
+        assert asked(gateway, "select count(*) from windows")
+    finally:
+        resource.prlimit(controller, resource.RLIMIT_FSIZE, unlimited)
+
+    wait_until(lambda: last_window(gateway) >= before + waiting, 30)
+    assert controller == gateway.running("orchestrator.controller")[0].pid
+    missing = (
+        f"select count(*) from range({before}, (select max(window_id) from windows)::bigint) as r(w) "
+        "where w not in (select window_id from windows)"
+    )
+    assert [[0]] == asked(gateway, missing)
+    wait_until(lambda: asked(gateway, TOLD) != [], 30)
+    assert metric(gateway, "store_errors_total") >= 2
+
+
+TOLD = "select 1 from events where kind = 'telemetry' and message like 'windows are written again%'"
+
+
+def metric(gateway, name):
+    answer = httpx.get(f"http://127.0.0.1:{gateway.control_port}/metrics", timeout=20)
+    return next(
+        float(line.split()[1])
+        for line in answer.text.splitlines()
+        if line.startswith(f"autopoiesis_{name} ")
+    )
 
 
 def test_sigterm_leaves_no_process_and_no_socket(tmp_path):

@@ -3,7 +3,6 @@
 import os
 import random
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -12,6 +11,7 @@ from pathlib import Path
 
 import duckdb
 import pytest
+from nursery import Nursery
 from telemetry_rows import fill, window_row
 
 from autopoiesis.arms.arm import State
@@ -23,51 +23,6 @@ from autopoiesis.telemetry.store import Store, TelemetryError
 
 SCHEMA_1 = Path(__file__).with_name("schema_version_1.sql")
 HERE = str(Path(__file__).parent)
-
-WRITER = """
-import sys
-from pathlib import Path
-sys.path.insert(0, sys.argv[2])
-from telemetry_rows import fill
-from autopoiesis.telemetry.store import Store
-store = Store.open(Path(sys.argv[1]))
-print("open", flush=True)
-while True:
-    window = store.last_window() + 1
-    fill(store, [window])
-    print(window, flush=True)
-"""
-
-
-class Writer:
-    """A process that writes windows until it is killed."""
-
-    def __init__(self, path: Path) -> None:
-        self.said = path.with_name("acknowledged")
-        with self.said.open("w") as out:
-            self.process = subprocess.Popen(
-                [sys.executable, "-c", WRITER, str(path), HERE], stdout=out
-            )
-
-    def acknowledged(self) -> list[int]:
-        """Return the windows that it has said to have written."""
-        return [
-            int(line)
-            for line in self.said.read_text().splitlines(keepends=True)[1:]
-            if line[-1] == "\n"
-        ]
-
-    def wait_for(self, windows: int) -> None:
-        deadline = time.monotonic() + 60
-        while self.said.read_text() == "" or len(self.acknowledged()) < windows:
-            assert self.process.poll() is None
-            assert time.monotonic() < deadline
-            time.sleep(0.005)
-
-    def kill(self) -> list[int]:
-        self.process.send_signal(signal.SIGKILL)
-        self.process.wait()
-        return self.acknowledged()
 
 
 def whole(path: Path) -> int:
@@ -85,29 +40,34 @@ def whole(path: Path) -> int:
     return last
 
 
-def test_a_killed_writer_loses_no_acknowledged_window_and_tears_none(tmp_path: Path) -> None:
+KILLS = 50
+
+
+def test_fifty_killed_writers_lose_no_acknowledged_window_and_tear_none(
+    nursery: Nursery, tmp_path: Path
+) -> None:
     path = tmp_path / "telemetry.duckdb"
     rng = random.Random(7)
     acknowledged = -1
-    for _ in range(8):
-        process = Writer(path)
-        process.wait_for(rng.randrange(1, 4))
-        time.sleep(rng.uniform(0, 0.04))
-        acknowledged = process.kill()[-1]
+    for _ in range(KILLS):
+        writer = nursery.child("write", path)
+        writer.wait_for(1 + rng.randrange(1, 4))
+        time.sleep(rng.uniform(0, 0.02))
+        acknowledged = int(writer.kill()[-1])
         assert whole(path) >= acknowledged
-    assert acknowledged >= 7
+    assert acknowledged >= KILLS - 1
     with Store.open(path) as store:
         fill(store, [store.last_window() + 1])
     assert whole(path) > acknowledged
 
 
 @pytest.fixture(scope="module")
-def remains(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def remains(nursery: Nursery, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What a killed writer left: a file with a write-ahead log of at least ten windows."""
     path = tmp_path_factory.mktemp("killed") / "telemetry.duckdb"
-    process = Writer(path)
-    process.wait_for(11)
-    process.kill()
+    writer = nursery.child("write", path)
+    writer.wait_for(12)
+    writer.kill()
     return path
 
 
@@ -121,17 +81,17 @@ def wal_of(path: Path) -> Path:
     return path.with_name(path.name + ".wal")
 
 
-def test_a_running_owner_is_named(tmp_path: Path) -> None:
+def test_a_running_owner_is_named(nursery: Nursery, tmp_path: Path) -> None:
     path = tmp_path / "telemetry.duckdb"
-    process = Writer(path)
-    process.wait_for(0)
+    writer = nursery.child("write", path)
+    writer.wait_for(1)
     try:
-        with pytest.raises(TelemetryError, match=f"in use by process {process.process.pid};"):
+        with pytest.raises(TelemetryError, match=f"in use by process {writer.pid};"):
             Store.open(path)
-        with pytest.raises(TelemetryError, match=f"in use by process {process.process.pid};"):
+        with pytest.raises(TelemetryError, match=f"in use by process {writer.pid};"):
             query_file(path, "select 1")
     finally:
-        process.kill()
+        writer.kill()
     Store.open(path).close()
 
 
@@ -340,6 +300,7 @@ FULL = """
 import resource, signal, sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[2])
+from nursery import Nursery
 from telemetry_rows import fill
 from autopoiesis.telemetry.store import Store, TelemetryError
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
@@ -406,6 +367,7 @@ QUIET = """
 import sys, threading
 from pathlib import Path
 sys.path.insert(0, sys.argv[2])
+from nursery import Nursery
 from telemetry_rows import fill
 from autopoiesis.telemetry.store import Store
 store = Store.open(Path(sys.argv[1]))

@@ -273,41 +273,6 @@ def test_a_stored_array_whose_bytes_do_not_fit_is_named(store: Store) -> None:
         store.load_state()
 
 
-def test_detail_is_forgotten_by_whole_hours_and_history_when_told(store: Store) -> None:
-    hour = START_S // 3600 * 3600 + 3600
-    arrivals = (hour - 1.0, hour + 0.0, hour + 1800.0)
-    for window, arrived_s in enumerate(arrivals):
-        store.write_window(
-            replace(window_row(window), started_s=arrived_s, ended_s=arrived_s + 0.5),
-            requests=[request(1, window, arrived_s)],
-            allocation=allocation(window + 1),
-            replicas=[replace(replica_sample(window, 1), at_s=arrived_s)],
-            events=[replace(event(window), at_s=arrived_s)],
-        )
-    store.write_synthesis(replace(SYNTHESIS, started_s=hour - 1))
-    store.forget_before(hour + 3599.0)
-    assert [r.arrived_s for r in store.requests_between(0, 9e9)] == list(arrivals[1:])
-    assert store.query("select count(*) from replicas").rows == [[2]]
-    assert store.query("select count(*) from windows").rows == [[3]]
-    store.forget_before(hour + 3599.0, history=True)
-    assert store.query("select window_id from windows").rows == [[1], [2]]
-    assert store.query("select distinct window_id from allocations order by all").rows == [
-        [1],
-        [2],
-        [3],
-    ]
-    counts = "select (from syntheses select count(*)), (from candidates select count(*)), (from events select count(*))"
-    assert store.query(counts).rows == [[0, 0, 2]]
-    store.save_arm(ARM)
-    store.write_synthesis(replace(SYNTHESIS, started_s=hour - 1))
-    store.forget_before(hour + 90_000.0, history=True)
-    assert store.query("select arm_id, gain from candidates").rows == [["aaaa", 0.1]]
-    assert store.query("select window_id from windows").rows == [[2]]
-    store.close()
-    with Store.open(store.path) as again:
-        assert again.last_window() == 2
-
-
 def test_readers_in_other_threads_see_whole_windows_only(store: Store) -> None:
     torn: list[object] = []
     done = threading.Event()

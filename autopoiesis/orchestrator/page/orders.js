@@ -1,6 +1,6 @@
 // What an operator can do: only what the instance says it takes, and only with the token.
 
-import { ORDERS, hasToken, order, ordersTaken, setToken } from "/page/ask.js";
+import { ORDERS, give, hasToken, ordersTaken, setToken } from "/page/ask.js";
 import { byId, h, say, show } from "/page/dom.js";
 
 let taken = null;
@@ -11,8 +11,7 @@ export async function drawOrders(model) {
   if (!taken) {
     taken = [];
     const paths = await ordersTaken().catch(() => new Set());
-    const asStep = ({ path, name }) => path.replace(new RegExp(`/${name}$`), "/{step}");
-    taken = ORDERS.filter((each) => paths.has(each.path) || paths.has(asStep(each)));
+    taken = ORDERS.filter((each) => paths.has(each.route));
     byId("controls").hidden = taken.length === 0;
     if (taken.length) show(byId("orders"), form(panel()));
   }
@@ -59,22 +58,25 @@ function panel() {
     say(told, text);
     told.classList.toggle("trouble", isTrouble);
   };
-  const give = async ({ path, says }) => {
+  const obey = async (each) => {
     if (!hasToken()) return answer("Give the token first: it lies in the file control-token in the data directory.", true);
     try {
-      const done = await order(path.replace("{arm}", encodeURIComponent(arms.value)), { by: "the live page", why: why.value });
-      return answer(done.name ? `Done: ${done.name} is ${done.state}${done.pinned ? ", pinned" : ""}.` : `Done: ${says.toLowerCase()}.`, false);
+      return answer(doneBy(each, await give(each, arms.value, { by: "the live page", why: why.value })), false);
     } catch (error) {
       return answer(error.message, true);
     }
   };
-  const isForArm = ({ path }) => path.includes("{arm}");
   const buttons = (those) =>
-    those.length > 0 && h("div", { class: "buttons" }, those.map((each) => h("button", { type: "button", title: each.about, onclick: () => give(each) }, each.says)));
+    those.length > 0 && h("div", { class: "buttons" }, those.map((each) => h("button", { type: "button", title: each.about, onclick: () => obey(each) }, each.says)));
   return [
     h("div", { class: "fields" }, tokenField(), field("Arm", arms), field("Why", why)),
-    buttons(taken.filter(isForArm)),
-    buttons(taken.filter((each) => !isForArm(each))),
+    buttons(taken.filter((each) => each.isForArm)),
+    buttons(taken.filter((each) => !each.isForArm)),
     told,
   ];
+}
+
+function doneBy({ says }, done) {
+  if (done.state) return `Done: ${done.name} is ${done.state}${done.pinned ? ", pinned" : ""}.`;
+  return `Done: ${says.toLowerCase()}. In force: ${done.in_force || "nothing"}.`;
 }

@@ -44,6 +44,9 @@ export function trafficPanels() {
         say(figures[i].value, text(model.now, model.windows.at(-1)));
         figures[i].box.classList.toggle("over", Boolean(warns?.(model.now)));
       });
+      byId("rails").hidden = !model.now.guard_rails;
+      say(byId("rails"), model.now.guard_rails);
+      say(byId("in-force"), `In force: ${model.now.guard_rails || "nothing"}.`);
       say(byId("why"), model.now.allocation || "Waiting for the first window.");
       say(
         byId("instance"),
