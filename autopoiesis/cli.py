@@ -319,6 +319,42 @@ def sql(
 
 
 @app.command()
+def report(
+    target: Annotated[
+        Path, typer.Option("--out", metavar="FILE.html", help="The page to write.")
+    ] = Path("report.html"),
+    since: Annotated[
+        str | None,
+        typer.Option(metavar="TIME", help="Begin here: ISO 8601, UTC if it says nothing else."),
+    ] = None,
+    until: Annotated[
+        str | None, typer.Option(metavar="TIME", help="End here. [default: the last window]")
+    ] = None,
+    for_s: Annotated[
+        float | None,
+        typer.Option(
+            "--for", metavar="S", min=1.0, help="The last S seconds until then. [default: 86400]"
+        ),
+    ] = None,
+    json: Json = None,
+    data_dir: DataDir = None,
+    config: Config = None,
+) -> None:
+    """Write what happened in a span of time as one HTML page, of a running instance or of a stopped one."""
+    from autopoiesis.orchestrator.report_command import write_report
+    from autopoiesis.orchestrator.tables import write_json
+
+    if since and for_s:
+        stop_with(WRONG_USAGE, "Give --since or --for, not both.")
+    with refusals():
+        made = write_report(read_settings(config, data_dir=data_dir), since, until, for_s, target)
+    if json:
+        write_json(made.as_dict(), json)
+    if json != "-":
+        out.print(made.text(), highlight=False, markup=False, soft_wrap=True)
+
+
+@app.command()
 def doctor(json: Json = None) -> None:
     """Tell what this machine offers, what is missing, and how to get it."""
     from autopoiesis.orchestrator.doctor import examine

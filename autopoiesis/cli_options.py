@@ -85,6 +85,7 @@ def refusals() -> Generator[None]:
     from autopoiesis.orchestrator.control_client import RefusedError
     from autopoiesis.orchestrator.exchange import FolderError
     from autopoiesis.orchestrator.rails import OrderError
+    from autopoiesis.orchestrator.report import ReportError
     from autopoiesis.orchestrator.settings import SettingsError
     from autopoiesis.orchestrator.supervisor import CannotStartError
     from autopoiesis.replicas.probe import ProbeError
@@ -105,7 +106,7 @@ def refusals() -> Generator[None]:
         stop_with(WRONG_USAGE, str(error))
     except (RefusedError, FolderError, OrderError, CalibrationError, ProfileError) as error:
         stop_with(WRONG_USAGE, str(error))
-    except (HardwareError, SpeedError, BriefError) as error:
+    except (HardwareError, SpeedError, BriefError, ReportError) as error:
         stop_with(WRONG_USAGE, str(error))
 
 

@@ -50,7 +50,7 @@ def openapi(routes: Iterable[Route]) -> dict[str, Any]:
         "info": {
             "title": "Autopoiesis control API",
             "version": __version__,
-            "description": "Health, arms, allocation, orders of an operator, SQL on the telemetry, metrics, and the live page.",
+            "description": "Health, arms, allocation, orders of an operator, SQL, metrics, and the live page.",
         },
         "paths": paths,
         "components": {

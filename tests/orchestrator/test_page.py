@@ -391,7 +391,10 @@ def test_guard_rails_show_at_once_are_kept_and_are_lifted(
 ):
     rails = operator.locator("#rails")
     expect(rails).to_be_hidden()
-    kept = f"select {column}, reason like '%the live page%tried from the page' from guard_rails order by at_s desc limit 1"
+    kept = (
+        f"select {column}, reason like '%the live page%tried from the page' "
+        "from guard_rails order by at_s desc limit 1"
+    )
     operator.command(order)
     expect(operator.locator("#controls").get_by_role("status")).to_contain_text(
         f"In force: {says}."
@@ -405,8 +408,11 @@ def test_guard_rails_show_at_once_are_kept_and_are_lifted(
 
 
 def test_human_only_takes_synthesized_arms_out_of_the_cells(operator):
+    synthesized = operator.locator("#fleet .tag").filter(has_text="genetic")
+    operator.give("All traffic", "gen-kv-aware")
+    expect(synthesized).to_have_count(1)
     operator.command("Human only")
-    expect(operator.locator("#fleet .tag").filter(has_text="genetic")).to_have_count(0)
+    expect(synthesized).to_have_count(0)
     operator.command("Release")
 
 
