@@ -12,6 +12,7 @@ import signal
 import time
 from collections import Counter, deque
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from aiohttp import web
@@ -24,6 +25,7 @@ from autopoiesis.gateway.link import Allocate, Batch, PickerLink
 from autopoiesis.gateway.serving import MOST_FAULTS
 from autopoiesis.gateway.settings import RunDir
 from autopoiesis.orchestrator.catalogue import add_seeds
+from autopoiesis.orchestrator.clock import SLACK_S, Moment, set_between
 from autopoiesis.orchestrator.control import control_app
 from autopoiesis.orchestrator.control_access import Access, read_token
 from autopoiesis.orchestrator.desk import Desk
@@ -149,9 +151,9 @@ class Controller:
 
     async def run(self, stop: asyncio.Event) -> None:
         """Serve window after window until `stop` is set."""
-        now_s = time.time()
-        self._recall(now_s)
-        self._allocate(now_s)
+        began = Moment.now()
+        self._recall(began.wall_s)
+        self._allocate(began.wall_s)
         beside = [
             asyncio.create_task(self._listen(), name="listen to the picker"),
             asyncio.create_task(self._probe_isolation(), name="probe the sandbox"),
@@ -160,31 +162,38 @@ class Controller:
         beside.append(asyncio.create_task(housekeeping, name="keep the history"))
         if self._spans:
             beside.append(asyncio.create_task(self._spans.run(), name="send spans"))
-        started_s = now_s
         while not stop.is_set():
-            await self._end_of_window(started_s, stop)
+            await self._end_of_window(began.steady_s, stop)
             if stop.is_set():
                 await asyncio.sleep(LAST_BATCH_S)
-            ended_s = time.time()
-            await self._close_window(started_s, ended_s)
-            started_s = ended_s
+            ended = Moment.now()
+            by_s = set_between(began, ended)
+            if by_s:
+                self._follow_clock(ended.wall_s, by_s)
+            await self._close_window(began.wall_s + by_s, ended.wall_s)
+            began = ended
         beside += [task for task in (self._growing, self._refitting) if task]
         for task in beside:
             task.cancel()
         await asyncio.gather(*beside, return_exceptions=True)
 
-    async def _end_of_window(self, started_s: float, stop: asyncio.Event) -> None:
-        """Wait until the window is over: it is due, an order ends it early, or all is to stop."""
+    async def _end_of_window(self, began_s: float, stop: asyncio.Event) -> None:
+        """Wait until the window that began at `began_s` (monotonic) is over: due, ended early, or all is to stop."""
         reasons = [asyncio.create_task(e.wait()) for e in (stop, self._reconsider)]
-        due_s = started_s + self._settings.window_s
-        await asyncio.wait(
-            reasons, timeout=max(due_s - time.time(), 0.0), return_when=asyncio.FIRST_COMPLETED
-        )
+        left_s = began_s + self._settings.window_s - time.monotonic()
+        await asyncio.wait(reasons, timeout=max(left_s, 0.0), return_when=asyncio.FIRST_COMPLETED)
         for reason in reasons:
             reason.cancel()
         if self._reconsider.is_set() and not stop.is_set():
-            await asyncio.sleep(max(started_s + SHORTEST_WINDOW_S - time.time(), 0.0))
+            await asyncio.sleep(max(began_s + SHORTEST_WINDOW_S - time.monotonic(), 0.0))
         self._reconsider.clear()
+
+    def _follow_clock(self, now_s: float, by_s: float) -> None:
+        """Move what is remembered with the clock, so that the running windows are judged as if it had not been set."""
+        self._say(now_s, "clock", "", f"the clock of this machine was set by {by_s:+.0f} s")
+        moved = (replace(r, arrived_s=r.arrived_s + by_s) for r in self._records)
+        self._records = deque(moved)
+        self._loop.follow_clock(by_s)
 
     async def _listen(self) -> None:
         async for batch in self._link:
@@ -302,8 +311,9 @@ class Controller:
         self._records.extend(self._store.requests_between(now_s - self._kept_s(), now_s))
 
     def _forget(self, now_s: float) -> None:
-        while self._records and self._records[0].arrived_s < now_s - self._kept_s():
-            self._records.popleft()
+        """Drop old records, and those from before the clock was set back, which seem to come from the future."""
+        since_s, until_s = now_s - self._kept_s(), time.time() + SLACK_S
+        self._records = deque(r for r in self._records if since_s <= r.arrived_s <= until_s)
 
     def _kept_s(self) -> float:
         return max(BRIEF_WINDOWS, KEEP_WINDOWS + 1) * self._settings.window_s

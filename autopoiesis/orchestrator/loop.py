@@ -293,6 +293,14 @@ class WindowLoop:
         known = like if like in self.beliefs.arms else None
         self.beliefs.bandit.warm_start(arm_id, known, gain, pseudo_count)
 
+    def follow_clock(self, by_s: float) -> None:
+        """Move all times that are remembered: the clock was set by so much."""
+        for window in self._windows.values():
+            if window.ended_s > 0.0:
+                window.started_s += by_s
+                window.ended_s += by_s
+        self.triggers.follow_clock(by_s)
+
     def _meet_arms(self) -> None:
         """Know the arms that serve or may serve again, and no others."""
         kept = SERVING | {State.SHADOW, State.QUARANTINED}

@@ -36,7 +36,7 @@ class Metrics:
     """Counters and histograms of this process's life, and gauges of now."""
 
     def __init__(
-        self, status: Status, registry: Registry, clock: Callable[[], float] = time.time
+        self, status: Status, registry: Registry, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self._clock = clock
         self._registry = CollectorRegistry()

@@ -79,10 +79,12 @@ class Recorder:
         for _ in range(AT_ONCE):
             if not self._waiting:
                 break
-            if not self._write(self._waiting[0]):
+            oldest = self._waiting[0]
+            if not self._write(oldest):
                 self._make_do()
                 return False
             self._waiting.popleft()
+            self._late += oldest is not closed
         if not self._waiting and self._in_trouble:
             self._tell_the_end()
         return not self._waiting
@@ -103,7 +105,6 @@ class Recorder:
                 self._say(f"windows cannot be written and wait in memory: {error}")
             self._in_trouble = True
             return False
-        self._late += closed.attempts > 1
         self._acknowledge(closed.batches)
         return True
 

@@ -41,6 +41,8 @@ th { color: #59636f; font-weight: 600; }
 @media print { body { max-width: none; } figure, tr { break-inside: avoid; } }
 """
 
+NOTHING = "\N{EN DASH}"
+
 Column = tuple[str, Callable[[Row], str], bool]
 """Heading, what stands in a row's cell (plain text), and whether it is a number."""
 
@@ -50,8 +52,7 @@ def render_report(report: Report) -> str:
     title = f"Autopoiesis: {moment(report.since_s)} to {moment(report.until_s)}"
     parts = [
         f"<h1>{escape(title)}</h1>",
-        f'<p class="quiet">Windows {report.first_window} to {report.last_window}; made by autopoiesis '
-        f"{escape(__version__)} from its telemetry.</p>",
+        f'<p class="quiet">{escape(_origin(report))}</p>',
         *(f"<p>{escape(sentence)}</p>" for sentence in summary(report)),
         _tiles(report),
         _figure("Who served", "Share of the traffic of each arm.", draw_allocation(report)),
@@ -86,15 +87,21 @@ def render_report(report: Report) -> str:
     )
 
 
+def _origin(report: Report) -> str:
+    first, last = report.first_window, report.last_window
+    return f"Windows {first} to {last}; made by autopoiesis {__version__} from its telemetry."
+
+
 def summary(report: Report) -> list[str]:
     """Return what happened, in a few sentences."""
     totals, serving = report.totals, [arm for arm in report.arms if arm["share"] > 0]
     written = [arm for arm in serving if arm["origin"] != "human"]
-    sentences = [
+    told = (
         f"{totals['requests']:,} requests in {totals['windows']:,} windows: {totals['completed']:,} completed, "
         f"{totals['shed']:,} shed, {totals['failed']:,} failed. {len(serving)} arms served, {len(written)} of them "
         f"synthesized, with {sum(arm['share'] for arm in written):.0%} of the requests."
-    ]
+    )
+    sentences = [told]
     if best := report.best_human:
         sentences.append(
             f"Against {best.name}, the best arm that people wrote, the gain is {gain_text(best)} in utility "
@@ -163,7 +170,8 @@ def _table(rows: Sequence[Row], columns: Iterable[Column]) -> str:
     columns = tuple(columns)
 
     def cell(tag: str, text: str, is_number: bool) -> str:
-        return f"<{tag}{' class="number"' if is_number else ''}>{escape(text)}</{tag}>"
+        kind = ' class="number"' if is_number else ""
+        return f"<{tag}{kind}>{escape(text)}</{tag}>"
 
     head = "".join(cell("th", name, is_number) for name, _, is_number in columns)
     body = "\n".join(
@@ -176,7 +184,7 @@ def _table(rows: Sequence[Row], columns: Iterable[Column]) -> str:
 
 
 def _number(value: float | None, digits: int = 4) -> str:
-    return "–" if value is None else f"{value:,.{digits}f}"
+    return NOTHING if value is None else f"{value:,.{digits}f}"
 
 
 def _text(name: str) -> Column:
@@ -194,7 +202,7 @@ def _numeric(name: str, column: str, digits: int = 4) -> Column:
 
 
 def _share(name: str, column: str) -> Column:
-    return name, lambda row: "–" if row[column] is None else f"{row[column]:.1%}", True
+    return name, lambda row: NOTHING if row[column] is None else f"{row[column]:.1%}", True
 
 
 ARM_COLUMNS: tuple[Column, ...] = (

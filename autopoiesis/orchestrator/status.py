@@ -32,7 +32,7 @@ class Status:
         self.guard_rails = GuardRails()
         self._settings = settings
         self._registry = registry
-        self._started_s = time.time()
+        self._started_s = time.monotonic()
         self._windows: deque[dict[str, Any]] = deque(maxlen=WINDOWS)
         self._events: deque[EventRow] = deque(maxlen=EVENTS)
         self._shares: dict[int, dict[str, float]] = {}
@@ -45,7 +45,7 @@ class Status:
 
     def saw(self, batch: Batch) -> None:
         """Take in what the picker reports."""
-        now_s = time.time()
+        now_s = time.monotonic()
         self._recent.extend((now_s, record) for record in batch.requests)
         for sample in batch.replicas:
             self._in_flight[sample.replica] = sample.in_flight
@@ -108,7 +108,7 @@ class Status:
         """Return everything for `GET /status`."""
         allocation = self.allocation
         return {
-            "uptime_s": time.time() - self._started_s,
+            "uptime_s": time.monotonic() - self._started_s,
             "window": allocation.window if allocation else None,
             "window_s": self._settings.window_s,
             "objective": self._settings.objective.as_dict(),
@@ -116,7 +116,7 @@ class Status:
             "guard_rails": in_force(
                 self.guard_rails, lambda arm_id: self._registry.get(arm_id).name
             ),
-            "traffic": self._traffic(time.time()),
+            "traffic": self._traffic(time.monotonic()),
             "windows": list(self._windows),
             "arms": self._arms(),
             "synthesis": {

@@ -110,6 +110,11 @@ class Triggers:
         self._busy = False
         self._quiet_until_s = max(self._quiet_until_s, at_s + self.settings.cooldown_s)
 
+    def follow_clock(self, by_s: float) -> None:
+        """Move all times that are remembered: the clock was set by so much."""
+        self._quiet_until_s += by_s
+        self._fired_s = [at_s + by_s for at_s in self._fired_s]
+
     def to_dict(self) -> dict[str, Any]:
         """Return the state as plain values; a running cycle does not outlive its process."""
         return {

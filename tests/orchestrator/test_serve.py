@@ -239,6 +239,14 @@ def found_in(gateway, word):
     }
 
 
+def test_a_running_instance_is_reported_on(gateway):
+    code, said, errors = run("report", "--out", "report.html", cwd=gateway.folder)
+
+    assert (0, "") == (code, errors)
+    assert "requests in" in said
+    assert "<svg" in (gateway.folder / "report.html").read_text()
+
+
 def test_a_full_disk_costs_no_request_and_no_window(gateway, client):
     """The limit on the size of the controller's files does what a full disk does."""
     controller = gateway.running("orchestrator.controller")[0].pid
