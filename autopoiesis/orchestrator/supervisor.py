@@ -32,6 +32,7 @@ from autopoiesis.replicas.fleet import (
     write_fleet,
 )
 from autopoiesis.replicas.probe import answers, probe
+from autopoiesis.telemetry.store import Store
 
 LONGEST_RUN_DIR = 90
 """Longest run directory in which a Unix socket's path still fits (the kernel allows 108 bytes)."""
@@ -69,11 +70,17 @@ class Supervisor:
         return self.settings.control_url
 
     async def start(self) -> None:
-        """Start everything and return once the gateway answers; raise `CannotStartError`."""
+        """Start everything and return once the gateway answers.
+
+        Raises:
+            CannotStartError: something is missing or taken, or a process does not come up.
+            TelemetryError: the telemetry that is there cannot be used.
+        """
         settings = self.settings
         run_dir = settings.run_dir.resolve()
         _check_port(settings.host, settings.port, "--port")
         _check_port(settings.control_host, settings.control_port, "--control-port")
+        await asyncio.to_thread(_check_telemetry, settings.telemetry_file)
         shutil.rmtree(run_dir, ignore_errors=True)
         run_dir.mkdir(parents=True)
         (settings.data_dir / "logs").mkdir(exist_ok=True)
@@ -245,6 +252,12 @@ def running_control_url(data_dir: Path) -> str | None:
             return Settings.of_running(data_dir / "run").control_url
         except (OSError, ValueError):
             return None
+
+
+def _check_telemetry(file: Path) -> None:
+    """Open the file as the controller will: what is wrong with it is told at once, and only once."""
+    if file.exists():
+        Store.open(file).close()
 
 
 def _check_port(host: str, port: int, option: str) -> None:

@@ -6,6 +6,7 @@ import socket
 import threading
 import time
 
+import duckdb
 import httpx
 import openai
 import psutil
@@ -119,6 +120,23 @@ def test_data_directory_of_a_running_instance_is_refused(gateway):
 
     assert 3 == code
     assert "belongs to a running instance" in errors
+
+
+def test_telemetry_from_the_future_is_refused_in_a_sentence_and_left_alone(tmp_path):
+    file = tmp_path / ".autopoiesis" / "telemetry.duckdb"
+    file.parent.mkdir()
+    with duckdb.connect(str(file)) as connection:
+        connection.execute("create table meta as select 99 as schema_version")
+    before = file.read_bytes()
+    port, control_port = free_ports(2)
+    ports = ("--port", str(port), "--control-port", str(control_port))
+    code, _, errors = run("serve", *ports, cwd=tmp_path)
+
+    assert 3 == code
+    assert "schema version 99" in errors
+    assert "upgrade autopoiesis" in errors
+    assert "Traceback" not in errors
+    assert before == file.read_bytes()
 
 
 def test_taken_port_is_refused(gateway, tmp_path):

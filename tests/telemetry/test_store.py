@@ -273,6 +273,23 @@ def test_a_stored_array_whose_bytes_do_not_fit_is_named(store: Store) -> None:
         store.load_state()
 
 
+def test_windows_are_counted_on_when_the_clock_goes_back(store: Store) -> None:
+    times = (START_S, START_S + 10, START_S - 7200, START_S - 7190)
+    for window, started_s in enumerate(times):
+        store.write_window(
+            replace(window_row(window), started_s=started_s, ended_s=started_s + 10),
+            requests=[request(1, window, started_s)],
+        )
+    assert store.query("select window_id, regret_so_far from regret_over_time order by 1").rows == [
+        [window, pytest.approx(0.05 * (window + 1))] for window in range(4)
+    ]
+    earliest_first = [r.window for r in store.requests_between(0, 9e9)]
+    assert earliest_first == [2, 3, 0, 1]
+    store.close()
+    with Store.open(store.path) as again:
+        assert again.last_window() == 3
+
+
 def test_readers_in_other_threads_see_whole_windows_only(store: Store) -> None:
     torn: list[object] = []
     done = threading.Event()
