@@ -35,7 +35,7 @@ figure svg { max-width: 100%; height: auto; }
 .table { overflow-x: auto; }
 table { border-collapse: collapse; font-size: .88rem; width: 100%; }
 th, td { text-align: left; padding: .25rem .6rem .25rem 0; border-bottom: 1px solid #e3e6ea; vertical-align: top;
-  overflow-wrap: anywhere; }
+  overflow-wrap: break-word; }
 th { color: #59636f; font-weight: 600; }
 .number { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
 @media print { body { max-width: none; } figure, tr { break-inside: avoid; } }
@@ -188,7 +188,11 @@ def _number(value: float | None, digits: int = 4) -> str:
 
 
 def _text(name: str) -> Column:
-    return name.removesuffix("_at").replace("_", " "), lambda row: _plain(row[name]), False
+    return name.replace("_", " "), lambda row: _plain(row[name]), False
+
+
+def _time(name: str, column: str) -> Column:
+    return name, lambda row: str(row[column])[:19].replace("T", " "), False
 
 
 def _plain(value: Any) -> str:
@@ -211,10 +215,10 @@ ARM_COLUMNS: tuple[Column, ...] = (
     _numeric("estimate, had it served all", "estimate"), _text("reason"),
 )  # fmt: skip
 DRIFT_COLUMNS: tuple[Column, ...] = (
-    _numeric("window", "window_id", 0), _text("started_at"), _text("drift"),
+    _numeric("window", "window_id", 0), _time("at (UTC)", "started_at"), _text("drift"),
 )  # fmt: skip
 SYNTHESIS_COLUMNS: tuple[Column, ...] = (
-    _text("started_at"), _text("trigger"), _text("synthesizer"), _numeric("candidates", "candidates", 0),
+    _time("at (UTC)", "started_at"), _text("trigger"), _text("synthesizer"), _numeric("candidates", "candidates", 0),
     _text("promoted"), _numeric("CPU s", "cpu_seconds", 1), _numeric("tokens", "tokens", 0),
     _numeric("USD", "cost_usd", 3), _text("conclusion"), _text("error"),
 )  # fmt: skip
@@ -232,5 +236,5 @@ TWIN_COLUMNS: tuple[Column, ...] = (
     _numeric("mean error", "mean_error"),
 )  # fmt: skip
 EVENT_COLUMNS: tuple[Column, ...] = (
-    _text("happened_at"), _text("kind"), _text("subject"), _text("message"),
+    _time("at (UTC)", "happened_at"), _text("kind"), _text("subject"), _text("message"),
 )  # fmt: skip

@@ -15,6 +15,8 @@ OTHERS = "#b9b9b9"
 MOST_NAMED = 8
 """Arms with an area of their own; the rest are one."""
 LONGEST_NAME = 32
+LEAST_REACH = 0.005
+"""Gains are never drawn larger than on this scale: what is nothing looks like nothing."""
 
 
 def shown(name: str) -> str:
@@ -44,7 +46,7 @@ def draw_allocation(report: Report) -> str:
         areas.append(np.sum([report.shares[arm] for arm in rest], axis=0))
         labels.append(f"{len(rest)} others")
         paints.append(OTHERS)
-    figure, (axes,) = _figure(1, 3.0)
+    figure, (axes,) = _over_time(1, 3.0)
     if areas:
         axes.stackplot(_times(report), np.array(areas), colors=paints, linewidth=0)
         _legend(axes, [_patch(paint) for paint in paints], labels)
@@ -55,7 +57,7 @@ def draw_allocation(report: Report) -> str:
 
 def draw_utility(report: Report) -> str:
     """Draw utility, and below it regret with its interval; dotted lines are drift alarms."""
-    figure, (above, below) = _figure(2, 4.2)
+    figure, (above, below) = _over_time(2, 4.2)
     times = _times(report)
     above.plot(times, _floats(report.course["utility"]), color=HUMAN[0], linewidth=1.2)
     above.set_ylabel("utility")
@@ -75,7 +77,9 @@ def draw_utility(report: Report) -> str:
 
 def draw_latency(report: Report) -> str:
     """Draw requests a second, and latencies against the objective."""
-    figure, (rate, ttft, tpot) = _figure(3, 6.0)
+    from matplotlib.ticker import LogLocator, NullFormatter  # noqa: PLC0415
+
+    figure, (rate, ttft, tpot) = _over_time(3, 6.0)
     times = _times(report)
     rate.plot(times, _floats(report.course["requests_rps"]), color=OTHERS, linewidth=1.2)
     rate.plot(times, _floats(report.course["goodput_rps"]), color=HUMAN[0], linewidth=1.2)
@@ -89,6 +93,9 @@ def draw_latency(report: Report) -> str:
             axes.axhline(limit, color="#777", linewidth=0.9, linestyle="--")
         axes.set_ylabel(f"{name.upper()} [s]")
         axes.set_yscale("log")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        axes.yaxis.set_minor_formatter(NullFormatter())
         _legend(axes, [_patch(HUMAN[0]), _patch(HUMAN[2])], ["median", "99th percentile"])
     return _svg(figure, "latency")
 
@@ -104,6 +111,8 @@ def draw_gains(report: Report) -> str:
             axes.plot([gain.low, gain.high], [place, place], color=paint, linewidth=2)
         axes.plot([gain.gain], [place], "o", color=paint, markersize=5)
     axes.axvline(0, color="#777", linewidth=0.9)
+    reach = max((abs(x) for g in gains for x in (g.gain, g.low, g.high) if x), default=0.0)
+    axes.set_xlim(-max(1.1 * reach, LEAST_REACH), max(1.1 * reach, LEAST_REACH))
     axes.set_yticks(places, [shown(gain.name) for gain in gains])
     for label in axes.get_yticklabels():
         label.set_parse_math(False)
@@ -117,6 +126,16 @@ def _times(report: Report) -> list[datetime]:
 
 def _floats(values: Sequence[float | None]) -> Any:
     return np.array([np.nan if value is None else value for value in values])
+
+
+def _over_time(rows: int, height: float) -> tuple[Any, Sequence[Any]]:
+    from matplotlib.dates import AutoDateLocator, ConciseDateFormatter  # noqa: PLC0415
+
+    figure, axes = _figure(rows, height)
+    locator = AutoDateLocator(tz=UTC)
+    axes[-1].xaxis.set_major_locator(locator)
+    axes[-1].xaxis.set_major_formatter(ConciseDateFormatter(locator, tz=UTC))
+    return figure, axes
 
 
 def _figure(rows: int, height: float) -> tuple[Any, Sequence[Any]]:
