@@ -3,7 +3,7 @@
 insert into windows by name
 select w as window_id, (800 + 300 * sin(w / 1000))::bigint as requests, (790 + 300 * sin(w / 1000))::bigint as completed,
     5 as shed, 5 as failed, 0.8 + 0.1 * sin(w / 700) as utility, 0.02 + 0.01 * sin(w / 90) as regret,
-    0.0 as regret_low, 0.05 as regret_high, if(w % 977 = 0, 'context', '') as drift, 0.2 as ttft_p50_s, 0.9 as ttft_p99_s,
+    0.02 * w as regret_so_far, 0.0 as regret_low, 0.05 as regret_high, if(w % 977 = 0, 'context', '') as drift, 0.2 as ttft_p50_s, 0.9 as ttft_p99_s,
     0.02 as tpot_p50_s, 0.05 as tpot_p99_s, 70.0 as goodput_rps, 9000.0 as throughput_tokens_s, 0.4 as twin_weight,
     map {{'slo_ttft_s': 1.0, 'slo_tpot_s': 0.1}} as objective,
     map {{'arrival_rate_rps': 80.0 + sin(w / 1000), 'input_tokens_mean': 900.0, 'output_tokens_mean': 200.0,

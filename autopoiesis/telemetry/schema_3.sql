@@ -30,3 +30,10 @@ alter table candidates add column cost_usd double default 0;
 alter table candidates alter column cost_usd set not null;
 
 alter table syntheses add column since_window bigint;  -- first window of what it answers; null for one by hand
+
+alter table windows add column regret_so_far double default 0.0;  -- sum over all windows up to this one
+update windows set regret_so_far = sums.so_far
+from (
+    select window_id, coalesce(sum(regret) over (order by window_id), 0.0) as so_far from windows
+) as sums
+where windows.window_id = sums.window_id;

@@ -1,5 +1,6 @@
 """The store: what the other rooms write and read, one transaction per window."""
 
+import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import fields
@@ -70,6 +71,9 @@ class Store:
         self.clock = clock
         self._last_window = self._greatest("window_id", "windows")
         self._last_synthesis = self._greatest("synthesis", "syntheses")
+        ((self._regret_so_far,),) = owner.fetch(
+            "select coalesce(arg_max(regret_so_far, window_id), 0.0) from windows"
+        )
 
     @classmethod
     def open(
@@ -131,8 +135,11 @@ class Store:
         batch = request_batch(requests)
         arrays = None if state is None else [(name, *pack(name, a)) for name, a in state.items()]
 
+        regret = window.regret if window.regret is not None else 0.0
+        so_far = self._regret_so_far + (regret if math.isfinite(regret) else 0.0)
+
         def write(c: Connection) -> None:
-            _insert(c, "windows", _names(WindowRow), [window])
+            _insert(c, "windows", _names(WindowRow), [window], regret_so_far=so_far)
             _insert(c, "cells", _names(CellRow), cells)
             insert_requests(c, batch)
             _insert(c, "arm_estimates", ESTIMATE, estimates, window_id=window.window)
@@ -147,7 +154,7 @@ class Store:
                 _append(c, "bandit_state", columns, [(window.window, *row) for row in arrays])
 
         self._owner.transact(write)
-        self._last_window = window.window
+        self._last_window, self._regret_so_far = window.window, so_far
 
     def write_allocation(self, allocation: Allocation) -> None:
         """Write an allocation made outside the window loop: the first one, or an operator's."""
@@ -292,7 +299,7 @@ def _values(record: object, names: Sequence[str]) -> tuple[Any, ...]:
 
 
 def _insert(
-    c: Connection, table: str, names: tuple[str, ...], records: Sequence[object], **same: int
+    c: Connection, table: str, names: tuple[str, ...], records: Sequence[object], **same: float
 ) -> None:
     """Append records by their fields; `same` are columns with one value for all of them."""
     get = attrgetter(*names)

@@ -77,7 +77,7 @@ select
     regret,
     regret_low,
     regret_high,
-    sum(regret) over (order by window_id) as regret_so_far,
+    regret_so_far,
     utility,
     drift
 from windows;

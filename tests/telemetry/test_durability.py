@@ -398,3 +398,25 @@ def test_opening_a_file_that_is_up_to_date_writes_nothing(tmp_path: Path) -> Non
     before = path.read_bytes()
     Store.open(path).close()
     assert path.read_bytes() == before
+
+
+def test_a_file_of_version_2_learns_how_much_regret_there_has_been(tmp_path: Path) -> None:
+    path = tmp_path / "telemetry.duckdb"
+    with duckdb.connect(str(path)) as connection:
+        for step in database.MIGRATIONS[:2]:
+            connection.execute(database.package_sql(step))
+        connection.execute("insert into meta values (2, '2.0.0', timestamp '2026-11-24 00:00:00')")
+        connection.execute(
+            "insert into windows by name select w as window_id, if(w = 1, null, 0.1) as regret, "
+            "'' as drift, map{'a': 1.0} as objective, map{'a': 1.0} as context, w * 10.0 as started_s, "
+            "w * 10.0 + 10 as ended_s, "
+            + ", ".join(f"1 as {name}" for name in ("requests", "completed", "shed", "failed",
+                                                    "goodput_rps", "throughput_tokens_s", "twin_weight"))
+            + " from range(4) as r(w)"
+        )  # fmt: skip
+    with Store.open(path) as store:
+        store.write_window(window_row(4))
+        store.write_window(replace(window_row(5), regret=float("nan")))
+        told = "select regret_so_far from regret_over_time order by window_id"
+        sums = [row[0] for row in store.query(told).rows]
+    assert sums == pytest.approx([0.1, 0.1, 0.2, 0.3, 0.35, 0.35])
