@@ -43,8 +43,8 @@ from autopoiesis.orchestrator.housekeeping import keep_house
 from autopoiesis.orchestrator.loop import KEEP_WINDOWS, Settled, WindowLoop
 from autopoiesis.orchestrator.metrics import Metrics
 from autopoiesis.orchestrator.observation import Observation
-from autopoiesis.orchestrator.refit import Refits
 from autopoiesis.orchestrator.recorder import ClosedWindow, Recorder
+from autopoiesis.orchestrator.refit import Refits
 from autopoiesis.orchestrator.registrar import Registrar
 from autopoiesis.orchestrator.settings import Settings
 from autopoiesis.orchestrator.spans import Spans
