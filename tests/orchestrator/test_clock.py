@@ -18,7 +18,7 @@ from autopoiesis.replicas.fleet import Member
 from autopoiesis.telemetry.records import RequestRecord, Status
 from autopoiesis.telemetry.store import Store
 
-MEMBER = Member("r0", "127.0.0.1:1", "h100-llama-3-8b-tp1-bf16", "simulated")
+MEMBER = Member("r0", "127.0.0.1:1", "h100-llama-3-8b-tp1-bf16")
 EVERY_S = 0.1
 numbers = count()
 

@@ -20,10 +20,10 @@ from autopoiesis.arms.registry import Registry
 from autopoiesis.orchestrator.control import control_app
 from autopoiesis.orchestrator.control_access import TOKEN_FILE, Access, is_loopback, write_token
 from autopoiesis.orchestrator.control_contract import ROUTES, ErrorAnswer, NewArmBody, Route
-from autopoiesis.telemetry.records import CandidateRow, SynthesisRow
 from autopoiesis.orchestrator.metrics import Metrics
 from autopoiesis.orchestrator.settings import Settings
 from autopoiesis.orchestrator.status import Status
+from autopoiesis.telemetry.records import CandidateRow, SynthesisRow
 from autopoiesis.telemetry.store import Store
 
 POLICY = "# tried by hand\ndef score(request, replica, fleet):\n    return replica.in_flight * {}\n"
