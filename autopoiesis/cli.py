@@ -3,7 +3,7 @@
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -33,6 +33,7 @@ from autopoiesis.cli_options import (
     show,
     stop_with,
 )
+from autopoiesis.cli_picker import picker
 from autopoiesis.cli_synthesize import synthesize
 from autopoiesis.cli_twin import twin_app
 
@@ -50,6 +51,7 @@ app.add_typer(traces_app, name="traces")
 app.add_typer(twin_app, name="twin")
 app.command()(synthesize)
 app.command()(bench)
+app.command()(picker)
 
 
 def _show_version(wanted: bool) -> None:
@@ -109,6 +111,15 @@ def serve(
     port: Annotated[
         int | None, typer.Option(help="Port of the OpenAI-compatible endpoint. [default: 8080]")
     ] = None,
+    tls_cert: Annotated[
+        Path | None,
+        typer.Option(help="Certificate (PEM) with which the endpoint speaks TLS, and TLS only."),
+    ] = None,
+    tls_key: Annotated[Path | None, typer.Option(help="Its private key (PEM).")] = None,
+    api_keys: Annotated[
+        Path | None,
+        typer.Option(help="File of the keys that clients need: lines of NAME KEY [PER-MINUTE]."),
+    ] = None,
     control_host: Annotated[
         str | None,
         typer.Option(
@@ -145,14 +156,20 @@ def serve(
         stop_with(WRONG_USAGE, "Give one of --replica, --simulate and --vllm.")
     if (vllm_arguments or replicas) and not vllm:
         stop_with(WRONG_USAGE, "--replicas and what follows -- are for vLLM; give --vllm MODEL.")
-    with refusals():
-        settings = read_settings(
+    gateway = {"tls_cert": tls_cert, "tls_key": tls_key, "api_keys": api_keys}
+    given = {name: value for name, value in gateway.items() if value is not None}
+
+    def settings() -> Any:
+        return read_settings(
             config, replica=replica, simulate=simulate, vllm=vllm, replicas=replicas,
             vllm_arguments=vllm_arguments, vllm_python=vllm_python, profile=profile, host=host, port=port,
             control_host=control_host, control_port=control_port, synthesizer=synthesizer, window_s=window,
             slo_ttft_s=slo_ttft, slo_tpot_s=slo_tpot, for_s=for_s, data_dir=data_dir, seed=seed,
+            gateway=given or None,
         )  # fmt: skip
-        run(settings, say_nothing if quiet else say, say if verbose else say_nothing)
+
+    with refusals():
+        run(settings(), say_nothing if quiet else say, say if verbose else say_nothing, settings)
 
 
 @app.command()

@@ -1,8 +1,11 @@
 """What Envoy's access log tells of a request's end."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from autopoiesis.gateway import protocol
+from autopoiesis.gateway.calls import Call
 from autopoiesis.gateway.protocol import Message
 from autopoiesis.gateway.settings import (
     DECISION_NAMESPACE,
@@ -47,6 +50,31 @@ class Ending:
     body_bytes: int
     input_tokens: int | None
     output_tokens: int | None
+
+
+class AccessLog:
+    """One call in which Envoy tells of requests that ended, for as long as it lives."""
+
+    def __init__(
+        self, call: Call, on_entries: Callable[[Message], None], on_end: Callable[[], None]
+    ) -> None:
+        self._call = call
+        self._on_entries = on_entries
+        self._on_end = on_end
+
+    def received(self, message: bytes) -> None:
+        """Hand on what it tells."""
+        self._on_entries(protocol.read_entries(message))
+
+    def half_closed(self) -> None:
+        """Say goodbye."""
+        self._call.send(protocol.ACCESS_LOGS_TAKEN)
+        self._call.end()
+        self._on_end()
+
+    def gone(self) -> None:
+        """Envoy is gone."""
+        self._on_end()
 
 
 def read_entry(entry: Message) -> Ending | None:

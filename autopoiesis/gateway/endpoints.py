@@ -7,7 +7,7 @@ from typing import Any, Protocol
 import orjson
 
 from autopoiesis.atomic import write_atomically
-from autopoiesis.gateway.config import REPLICA_NAMESPACE, REPLICAS
+from autopoiesis.gateway.resource import REPLICA_NAMESPACE, REPLICAS
 from autopoiesis.gateway.settings import RunDir
 
 

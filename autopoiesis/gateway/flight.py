@@ -32,6 +32,9 @@ class Flight:
     arrived_unix_s: float
     blocks: NDArray[np.int64] = field(default_factory=lambda: NO_BLOCKS)
 
+    subset: frozenset[str] | None = None
+    """Addresses among which it may be sent, None for all."""
+
     arm_id: str = ""
     window: int = -1
     replica: int = -1

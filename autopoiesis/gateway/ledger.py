@@ -5,8 +5,8 @@ from collections.abc import Callable, Iterable
 
 from autopoiesis.arms.prefix import CHARS_PER_TOKEN
 from autopoiesis.gateway.access_log import Ending
-from autopoiesis.gateway.config import ANSWERED_WITH_USAGE
 from autopoiesis.gateway.flight import Flight
+from autopoiesis.gateway.routes import ANSWERED_WITH_USAGE
 from autopoiesis.gateway.state import GatewayState
 from autopoiesis.telemetry.records import RequestRecord, Status
 
@@ -44,7 +44,11 @@ class Ledger:
         self.chars_per_token = float(CHARS_PER_TOKEN)
         self.bytes_per_token = 240.0
         """Of an answer's stream; about what one chat chunk of one token takes."""
-        self._state = state
+        self._membership, self._accounts, self._clock = (
+            state.membership,
+            state.accounts,
+            state.clock,
+        )
         self._on_record = on_record
         self._flights: dict[str, Flight] = {}
         self._keys: dict[str, str] = {}
@@ -64,7 +68,7 @@ class Ledger:
     def open(self, flight: Flight) -> None:
         """Await the end of a request that is sent now, unless it has ended already."""
         if self._passed_over.take(flight.request_id):
-            self._state.retract(flight)
+            self._accounts.retract(flight)
         else:
             self._flights[flight.key] = flight
             self._keys[flight.request_id] = flight.key
@@ -72,12 +76,12 @@ class Ledger:
     def retract(self, flight: Flight) -> None:
         """Take back a decision that did not reach Envoy."""
         if self._pop(flight.key):
-            self._state.retract(flight)
+            self._accounts.retract(flight)
 
     def settle(self, flight: Flight, status: Status, http_status: int) -> None:
         """Record a request that the picker itself ended: shed, refused, or given up while held."""
         self._settled.add(flight.request_id)
-        e2e_s = self._state.clock() - flight.arrived_s
+        e2e_s = self._clock() - flight.arrived_s
         self._on_record(
             _record(flight, status, http_status, "", 0, 0, False, e2e_s, flight.arrived_unix_s)
         )
@@ -103,7 +107,8 @@ class Ledger:
         lost = [
             flight
             for flight in self._flights.values()
-            if flight.dispatched_s < before_s and self._state.name_of(flight.replica) == replica
+            if flight.dispatched_s < before_s
+            and self._membership.name_of(flight.replica) == replica
         ]
         for flight in lost:
             self.retract(flight)
@@ -111,7 +116,7 @@ class Ledger:
 
     def sweep(self) -> None:
         """Forget requests whose end was never told."""
-        oldest_s = self._state.clock() - LONGEST_FLIGHT_S
+        oldest_s = self._clock() - LONGEST_FLIGHT_S
         for flight in [f for f in self._flights.values() if f.arrived_s < oldest_s]:
             self._forget(flight)
 
@@ -125,18 +130,18 @@ class Ledger:
         """Envoy did not wait for the decision: it is void if it was taken, and if it comes yet."""
         flight = self._pop(self._keys.get(request_id, ""))
         if flight:
-            self._state.retract(flight)
+            self._accounts.retract(flight)
         else:
             self._passed_over.add(request_id)
 
     def _forget(self, flight: Flight) -> None:
         self._pop(flight.key)
-        replica = self._state.name_of(flight.replica)
-        e2e_s = self._state.clock() - flight.arrived_s
+        replica = self._membership.name_of(flight.replica)
+        e2e_s = self._clock() - flight.arrived_s
         self._on_record(
             _record(flight, Status.ABORTED, 0, replica, 1, 0, False, e2e_s, flight.arrived_unix_s)
         )
-        self._state.retract(flight)
+        self._accounts.retract(flight)
 
     def _close_flight(self, flight: Flight, ending: Ending) -> None:
         counted = ending.output_tokens is not None
@@ -151,12 +156,12 @@ class Ledger:
         e2e_s = ending.ended_s - upload_s
         if ending.status is not Status.COMPLETED and ending.status is not Status.ABORTED:
             flight.ttft_s = None
-        replica = self._state.at_address(ending.address)
+        replica = self._membership.at_address(ending.address)
         record = _record(
             flight,
             ending.status,
             ending.http_status,
-            self._state.name_of(
+            self._membership.name_of(
                 replica if replica >= 0 else flight.replica if ending.address else -1
             ),
             ending.attempts,
@@ -168,7 +173,7 @@ class Ledger:
         )
         failed = ending.status is Status.FAILED
         completed = ending.status is Status.COMPLETED
-        self._state.finish(
+        self._accounts.finish(
             flight, replica, record.tpot_s or 0.0, output_tokens if completed else 0.0, failed
         )
         self._on_record(record)
@@ -188,14 +193,14 @@ class Ledger:
         if ending.input_tokens and flight.characters >= SHORTEST_TEACHING_CHARACTERS:
             ratio = min(max(flight.characters / ending.input_tokens, 0.5), 12.0)
             self.chars_per_token += LEARNING_WEIGHT * (ratio - self.chars_per_token)
-            self._state.set_chars_per_token(self.chars_per_token)
+            self._membership.set_chars_per_token(self.chars_per_token)
         if flight.stream and ending.output_tokens:
             ratio = ending.body_bytes / ending.output_tokens
             self.bytes_per_token += LEARNING_WEIGHT * (ratio - self.bytes_per_token)
 
     def _record_of_stranger(self, ending: Ending) -> RequestRecord:
         """Record a request on which this process did not decide: the picker was away, or another one."""
-        replica = self._state.at_address(ending.address)
+        replica = self._membership.at_address(ending.address)
         return RequestRecord(
             id=ending.request_id,
             arrived_s=ending.started_unix_s,
@@ -207,7 +212,7 @@ class Ledger:
             window=ending.window,
             shard=ending.shard,
             session=0,
-            replica=self._state.name_of(replica),
+            replica=self._membership.name_of(replica),
             attempts=ending.attempts,
             stream=False,
             input_tokens=ending.input_tokens or 0,

@@ -12,11 +12,9 @@ import logging
 import signal
 import sys
 import time
-from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from pathlib import Path
 
-import grpc
 import numpy as np
 import uvloop
 
@@ -28,19 +26,22 @@ from autopoiesis.arms.objective import Objective
 from autopoiesis.arms.seeds import seed_arms
 from autopoiesis.atomic import write_atomically
 from autopoiesis.gateway import protocol
-from autopoiesis.gateway.access_log import read_entry
+from autopoiesis.gateway.access_log import AccessLog, read_entry
+from autopoiesis.gateway.background import keep_up
+from autopoiesis.gateway.calls import Call, Caller, Server
 from autopoiesis.gateway.endpoint_picker import EndpointPicker
 from autopoiesis.gateway.endpoints import write_endpoints
+from autopoiesis.gateway.exchange import Exchange
 from autopoiesis.gateway.files import read_or_create_secret
 from autopoiesis.gateway.flight import Flight
 from autopoiesis.gateway.ledger import Ledger
 from autopoiesis.gateway.link import Allocate, LinkError, LinkServer, Outbox, decode_line
-from autopoiesis.gateway.protocol import Message, Stream
-from autopoiesis.gateway.settings import DataPlaneSettings, RunDir
+from autopoiesis.gateway.protocol import Message
+from autopoiesis.gateway.settings import LARGEST_BODY_BYTES, RunDir
 from autopoiesis.gateway.state import GatewayState
 from autopoiesis.gateway.warm import warm_up
+from autopoiesis.gateway.watch import ReplicaWatch
 from autopoiesis.replicas.fleet import FleetError, Member, read_fleet
-from autopoiesis.replicas.scrape import Health, Scrape, Scraper
 from autopoiesis.telemetry.records import OpenRequest, ReplicaSample
 
 log = logging.getLogger(__name__)
@@ -51,16 +52,7 @@ FLEET_POLL_S = 1.0
 SWEEP_S = 60.0
 GRACE_S = 1.0
 """Wait for what is left of an access log whose stream has ended."""
-IDLE_S = 10.0
-"""A replica that reports nothing to do has done what it was sent this long before."""
-RESTART_S = 1.0
-"""Wait before work that failed begins anew."""
-LARGEST_MESSAGE = DataPlaneSettings().max_body_bytes + (1 << 20)
-OPTIONS = [
-    ("grpc.max_receive_message_length", LARGEST_MESSAGE),
-    ("grpc.so_reuseport", 0),
-    ("grpc.max_concurrent_streams", 100_000),
-]
+LARGEST_MESSAGE = LARGEST_BODY_BYTES + (1 << 20)
 
 
 class Picker:
@@ -77,32 +69,32 @@ class Picker:
         self.ledger = Ledger(self.state, self.outbox.add_request)
         self.service = EndpointPicker(self.state, self.ledger, read_or_create_secret(run_dir.salt))
         self.link = LinkServer(self.outbox, self.allocate)
+        self.watch = ReplicaWatch(self.state.membership, self.ledger, self)
         self._members: tuple[Member, ...] = ()
-        self._scraping: asyncio.Task[None] | None = None
         self._log_streams = 0
 
     async def run(self, stop: asyncio.Event) -> None:
         """Serve until told to stop."""
         self.read_fleet()
         self.read_allocation()
-        server = grpc.aio.server(options=OPTIONS)
-        server.add_generic_rpc_handlers(
-            (protocol.processor(self.service.process), protocol.access_log(self._access_log))
-        )
-        self.run_dir.picker_socket.unlink(missing_ok=True)
-        server.add_insecure_port(f"unix:{self.run_dir.picker_socket}")
+        services = {
+            protocol.PROCESS: self._exchange,
+            protocol.STREAM_ACCESS_LOGS: self._access_log,
+        }
+        server = Server(services, LARGEST_MESSAGE)
         await self.link.start(self.run_dir.link_socket)
-        await server.start()
+        await server.listen_on_socket(self.run_dir.picker_socket)
         log.info("The picker is ready on %s", self.run_dir.picker_socket)
         tasks = [
-            asyncio.create_task(self._keep_up(work))
+            asyncio.create_task(keep_up(work, self.fault))
             for work in (self.service.tick, self.link.run, self._watch_fleet, self._sweep)
         ]
         await stop.wait()
-        for task in (*tasks, *([self._scraping] if self._scraping else [])):
+        for task in tasks:
             task.cancel()
+        self.watch.stop()
         await self.link.close()
-        await server.stop(0.5)
+        server.close()
 
     # --- what the controller and the supervisor say -------------------------------------------
 
@@ -133,10 +125,7 @@ class Picker:
             write_endpoints(self.run_dir, members)
         self._members = members
         self.state.set_members(members)
-        if self._scraping:
-            self._scraping.cancel()
-        scraper = Scraper({m.name: m.address for m in members}, self._scraped)
-        self._scraping = asyncio.create_task(self._keep_up(scraper.run), name="scrape")
+        self.watch.follow(members)
 
     def open_requests(self) -> tuple[OpenRequest, ...]:
         """Return what is in flight or held."""
@@ -144,7 +133,7 @@ class Picker:
             flight for arm_id in self.state.held.arms() for flight in self.state.held.of(arm_id)
         )
         return tuple(
-            flight.as_open(self.state.name_of(flight.replica))
+            flight.as_open(self.state.membership.name_of(flight.replica))
             for flight in (*self.ledger.flights(), *waiting)
         )
 
@@ -179,66 +168,33 @@ class Picker:
 
     # --- what the replicas say ----------------------------------------------------------------
 
-    def _scraped(self, health: Health) -> None:
-        name, scrape = health.replica, health.scrape
-        member = next((m for m in self._members if m.name == name), None)
-        if member is None:
-            return
-        # A server without /metrics is there all the same.
-        down = (
-            not health.healthy
-            and health.failures >= 3
-            and not health.error.startswith("/metrics answered")
-        )
-        if self.state.set_healthy(name, not down):
-            self.fault("", f"replica {name} is {'away: ' + health.error if down else 'back'}")
-            self.service.release()
-        scrape = scrape or Scrape()
-        running, waiting, kv_usage = (
-            scrape.running or 0.0,
-            scrape.waiting or 0.0,
-            scrape.kv_usage or 0.0,
-        )
-        if health.scrape:
-            self.state.report(name, running, waiting, kv_usage)
-            if scrape.running == scrape.waiting == 0.0:
-                self._reconcile(name)
-        if scrape.kv_blocks and scrape.block_size:
-            self.state.set_kv_tokens(name, scrape.kv_blocks * scrape.block_size)
-        self.outbox.add_sample(
-            ReplicaSample(
-                at_s=time.time(),
-                replica=name,
-                address=member.address,
-                healthy=not down,
-                in_flight=self.state.in_flight(name),
-                running=running,
-                waiting=waiting,
-                kv_usage=kv_usage,
-                prefix_queries_total=scrape.prefix_queries_total or 0.0,
-                prefix_hits_total=scrape.prefix_hits_total or 0.0,
-                preemptions_total=scrape.preemptions_total or 0.0,
-            )
-        )
+    def sampled(self, sample: ReplicaSample) -> None:
+        """Tell the controller how a replica is."""
+        self.outbox.add_sample(sample)
 
-    def _reconcile(self, name: str) -> None:
-        if lost := self.ledger.reconcile(name, time.monotonic() - IDLE_S):
-            self.fault("", f"the end of {lost} requests to {name} was never told")
+    def changed(self) -> None:
+        """A replica is away or back: held requests may have a place now."""
+        self.service.release()
 
     # --- what Envoy says ----------------------------------------------------------------------
 
-    async def _access_log(self, _: object, stream: Stream) -> None:
+    def _exchange(self, call: Call) -> Caller:
+        return Exchange(self.service, call)
+
+    def _access_log(self, call: Call) -> Caller:
         self._log_streams += 1
-        try:
-            while (message := await stream.read()) is not protocol.END:
-                for entry in message.http_logs.log_entry:
-                    self._ended(entry)
-                self.service.release()
-        finally:
-            self._log_streams -= 1
-            if not self._log_streams:  # whoever told the end of these requests is gone
-                orphans = self.ledger.flights()
-                asyncio.get_running_loop().call_later(GRACE_S, self._envoy_gone, orphans)
+        return AccessLog(call, self._endings, self._log_ended)
+
+    def _endings(self, entries: Message) -> None:
+        for entry in entries:
+            self._ended(entry)
+        self.service.release()
+
+    def _log_ended(self) -> None:
+        self._log_streams -= 1
+        if not self._log_streams:  # whoever told the end of these requests is gone
+            orphans = self.ledger.flights()
+            asyncio.get_running_loop().call_later(GRACE_S, self._envoy_gone, orphans)
 
     def _ended(self, entry: Message) -> None:
         try:
@@ -253,16 +209,6 @@ class Picker:
             self.fault("", f"Envoy went away with {count} requests in flight")
 
     # --- housekeeping -------------------------------------------------------------------------
-
-    async def _keep_up(self, work: Callable[[], Awaitable[None]]) -> None:
-        """Begin a piece of work anew when it fails: it must not end before the process does."""
-        while True:
-            try:
-                await work()
-            except Exception as error:
-                log.exception("Work in the background failed; it begins anew")
-                self.fault("", f"{type(error).__name__} in the background: {error}"[:200])
-            await asyncio.sleep(RESTART_S)
 
     async def _watch_fleet(self) -> None:
         while True:

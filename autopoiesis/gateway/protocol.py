@@ -4,10 +4,10 @@ The generated protobuf classes carry no types; all that is untyped is in this fi
 """
 
 # pyright: reportAttributeAccessIssue=false
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any
 
-import grpc
 import orjson
 from envoy.config.core.v3 import base_pb2
 from envoy.service.accesslog.v3 import als_pb2
@@ -20,13 +20,10 @@ from autopoiesis.gateway.settings import DECISION_NAMESPACE, ENDPOINT_KEY, ENDPO
 
 Message = Any
 """A protobuf message."""
-Stream = Any
-"""One gRPC call: `await read()` gives the next message or `END`, `await write(bytes)` answers."""
-Handler = Callable[[object, Stream], Awaitable[None]]
 
-END: object = grpc.aio.EOF
-BROKEN: type[Exception] = grpc.aio.BaseError
-"""Raised where the other side of a call is gone."""
+PROCESS = "/envoy.service.ext_proc.v3.ExternalProcessor/Process"
+STREAM_ACCESS_LOGS = "/envoy.service.accesslog.v3.AccessLogService/StreamAccessLogs"
+ACCESS_LOGS_TAKEN: bytes = als_pb2.StreamAccessLogsResponse().SerializeToString()
 _ATTRIBUTES = "envoy.filters.http.ext_proc"
 
 
@@ -45,28 +42,14 @@ GO_ON: dict[str, bytes] = {
 """Kind of message → the answer that changes nothing."""
 
 
-def processor(handler: Handler) -> grpc.GenericRpcHandler:
-    """Serve the external processor; the handler answers in bytes."""
-    method = grpc.stream_stream_rpc_method_handler(
-        handler, request_deserializer=ext_proc.ProcessingRequest.FromString
-    )
-    return grpc.method_handlers_generic_handler(
-        "envoy.service.ext_proc.v3.ExternalProcessor", {"Process": method}
-    )
+def read_request(data: bytes) -> Message:
+    """Read a message to the external processor."""
+    return ext_proc.ProcessingRequest.FromString(data)
 
 
-def access_log(handler: Handler) -> grpc.GenericRpcHandler:
-    """Serve the access log; the handler reads messages until their end."""
-
-    async def handle(requests: object, stream: Stream) -> bytes:
-        await handler(requests, stream)
-        return als_pb2.StreamAccessLogsResponse().SerializeToString()
-
-    method = grpc.stream_unary_rpc_method_handler(
-        handle, request_deserializer=als_pb2.StreamAccessLogsMessage.FromString
-    )
-    service = "envoy.service.accesslog.v3.AccessLogService"
-    return grpc.method_handlers_generic_handler(service, {"StreamAccessLogs": method})
+def read_entries(data: bytes) -> Message:
+    """Read a message to the access log: its entries, one per request."""
+    return als_pb2.StreamAccessLogsMessage.FromString(data).http_logs.log_entry
 
 
 def attributes(message: Message) -> Mapping[str, Any]:
@@ -81,17 +64,22 @@ def wait(limit_s: float) -> bytes:
 
 def choice(flight: Flight, addresses: tuple[str, ...]) -> bytes:
     """Answer where to send the request, in order; without addresses Envoy itself chooses."""
-    answer = ext_proc.ProcessingResponse(request_body=ext_proc.BodyResponse())
-    namespaces = answer.dynamic_metadata.fields
-    if addresses:
-        namespaces[ENDPOINT_NAMESPACE].struct_value.fields[ENDPOINT_KEY].string_value = ",".join(
-            addresses
-        )
-    decision = namespaces[DECISION_NAMESPACE].struct_value.fields
+    answer = ext_proc.ProcessingResponse()
+    decision = answer.dynamic_metadata.fields[DECISION_NAMESPACE].struct_value.fields
     decision["key"].string_value = flight.key
     decision["arm"].string_value = flight.arm_id
     decision["window"].number_value = flight.window
     decision["shard"].number_value = flight.shard
+    # Messages written one behind the other are read as one, their maps joined.
+    return _destination(addresses) + answer.SerializeToString()
+
+
+@lru_cache(maxsize=4096)
+def _destination(addresses: tuple[str, ...]) -> bytes:
+    answer = ext_proc.ProcessingResponse(request_body=ext_proc.BodyResponse())
+    if addresses:
+        lb = answer.dynamic_metadata.fields[ENDPOINT_NAMESPACE].struct_value
+        lb.fields[ENDPOINT_KEY].string_value = ",".join(addresses)
     return answer.SerializeToString()
 
 

@@ -32,13 +32,13 @@ def warm_up() -> None:
     )
     cell = Cell(policy.id, ("r0", "r1"), tuple(range(SHARDS)))
     state.allocate(0, [cell], {policy.id: program})
-    state.report("r0", 1.0, 0.0, 0.5)
+    state.membership.report("r0", 1.0, 0.0, 0.5)
     flights = [_flight(i) for i in range(4)]
     for flight in flights:
         state.decide(flight)
-    state.first_token(flights[0], -1)
+    state.accounts.first_token(flights[0], -1)
     for flight in flights[:2]:
-        state.finish(flight, -1, 0.1, 10.0, failed=False)
+        state.accounts.finish(flight, -1, 0.1, 10.0, failed=False)
     state.release()
 
 

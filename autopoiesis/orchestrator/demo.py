@@ -14,6 +14,7 @@ import orjson
 from rich.console import Console
 from rich.live import Live
 
+from autopoiesis.gateway.settings import DataPlaneSettings
 from autopoiesis.orchestrator.catalogue import asking, list_arms
 from autopoiesis.orchestrator.child import die_with_parent
 from autopoiesis.orchestrator.control_access import read_token
@@ -72,6 +73,7 @@ async def _demo(
     def say(line: str) -> None:
         console.print(line, highlight=False, markup=False, soft_wrap=True)
 
+    settings = settings.model_copy(update={"gateway": DataPlaneSettings()})  # open to its own load
     supervisor = Supervisor(settings, say)
     say(
         "demo: starting 4 simulated replicas, Envoy, the picker and the controller "

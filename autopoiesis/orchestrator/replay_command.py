@@ -70,7 +70,7 @@ def replay_command(
         course = fleet_course(
             capacity, replicas, settings.seed, notice_s=notice_s, start_up=start_up
         )
-    chosen = _arms(settings, arms) if arms else seed_arms()
+    chosen = find_arms(settings, arms) if arms else seed_arms()
     warm_up()
     columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
     with Progress(*columns, console=Console(stderr=True), disable=quiet, transient=True) as bar:
@@ -127,7 +127,7 @@ def _evolve(settings: Settings) -> Callable[[Request], list[Newcomer]]:
     return synthesize
 
 
-def _arms(settings: Settings, keys: Sequence[str]) -> list[Arm]:
+def find_arms(settings: Settings, keys: Sequence[str]) -> list[Arm]:
     """Find arms by file, or by id or name among the seeds and the arms of the data directory."""
     known: Registry | None = None
     found: list[Arm] = []

@@ -3,23 +3,29 @@
 import asyncio
 import contextlib
 import signal
+from collections.abc import Callable
 
-from autopoiesis.orchestrator.settings import Settings
+from autopoiesis.gateway.envoy import EnvoyError
+from autopoiesis.orchestrator.settings import Settings, SettingsError
 from autopoiesis.orchestrator.supervisor import Say, Supervisor, data_directory
 
 
-def serve(settings: Settings, say: Say, detail: Say) -> None:
+def serve(settings: Settings, say: Say, detail: Say, read_again: Callable[[], Settings]) -> None:
     """Serve until SIGINT, SIGTERM or `settings.for_s`; nothing is left behind.
 
-    `say` is told what an operator should know, `detail` the rest.
+    `say` is told what an operator should know, `detail` the rest. On SIGHUP the settings are read
+    again, and those of the gateway are taken up.
     """
     with data_directory(settings):
-        asyncio.run(_serve(settings, say, detail))
+        asyncio.run(_serve(settings, say, detail, read_again))
 
 
-async def _serve(settings: Settings, say: Say, detail: Say) -> None:
+async def _serve(
+    settings: Settings, say: Say, detail: Say, read_again: Callable[[], Settings]
+) -> None:
     stop = stop_on_signals()
     supervisor = Supervisor(settings, say, detail)
+    changing = asyncio.create_task(_change_on_hangup(supervisor, say, read_again))
     say("starting (the first start on a machine compiles the kernels: a minute or two)")
     starting = asyncio.create_task(supervisor.start())
     stopping = asyncio.create_task(stop.wait())
@@ -36,11 +42,28 @@ async def _serve(settings: Settings, say: Say, detail: Say) -> None:
             await asyncio.wait_for(stopping, settings.for_s)
         say(f"draining (at most {settings.drain_s:g} s)")
     finally:
-        for task in (starting, stopping):
+        tasks = (starting, stopping, changing)
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(starting, stopping, return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
         await supervisor.stop()
         say("stopped")
+
+
+async def _change_on_hangup(
+    supervisor: Supervisor, say: Say, read_again: Callable[[], Settings]
+) -> None:
+    asked = asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, asked.set)
+    while True:
+        await asked.wait()
+        asked.clear()
+        try:
+            await supervisor.change_gateway(read_again().gateway)
+        except (SettingsError, EnvoyError) as error:
+            say(f"the gateway's settings stay as they were: {error}")
+        else:
+            say("the gateway's settings were read again and are in force")
 
 
 def describe(supervisor: Supervisor) -> str:

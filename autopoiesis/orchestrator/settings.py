@@ -11,6 +11,7 @@ import orjson
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from autopoiesis.arms.objective import Objective
+from autopoiesis.gateway.settings import DataPlaneSettings
 from autopoiesis.orchestrator.loop import LoopSettings
 from autopoiesis.orchestrator.triggers import TriggerSettings
 from autopoiesis.synthesis.llm.settings import LlmSettings
@@ -39,6 +40,8 @@ class Settings(BaseModel):
     """Address the control API listens on; beyond loopback every call needs the token."""
     control_token: str | None = Field(None, min_length=16, pattern=r"^[\x21-\x7e]+$")
     """Token of the control API; None: one is made. It lies in `<data_dir>/control-token`, for its owner only."""
+    gateway: DataPlaneSettings = DataPlaneSettings()
+    """TLS, keys and limits of the gateway; a table `[gateway]` in the TOML file."""
     replica: tuple[str, ...] = ()
     """URLs of OpenAI-compatible servers; none: simulate."""
     simulate: int = Field(4, ge=1, le=64)
@@ -157,27 +160,38 @@ class Settings(BaseModel):
         return cls.model_validate(orjson.loads((run_dir / "settings.json").read_bytes()))
 
 
+_TABLES: dict[str, type[BaseModel]] = {"llm": LlmSettings, "gateway": DataPlaneSettings}
+"""Settings that are tables of settings."""
+
+
 def load_settings(
     config: Path | None, flags: Mapping[str, Any], environment: Mapping[str, str] | None = None
 ) -> Settings:
     """Merge file, environment and flags (None: not given); raise `SettingsError` with one sentence."""
     values = _from_file(config) if config else {}
     given = _from_environment(os.environ if environment is None else environment, Settings)
-    if isinstance(values.get("llm"), dict):
-        given["llm"] = {**values["llm"], **given.get("llm", {})}
-    values |= given
-    values |= {name: value for name, value in flags.items() if value is not None}
+    values = _over(given, values)
+    values = _over({name: value for name, value in flags.items() if value is not None}, values)
     try:
         return Settings.model_validate(values)
     except ValidationError as error:
         first = error.errors()[0]
         name = ".".join(str(part) for part in first["loc"] if not isinstance(part, int))
         if first["type"] == "extra_forbidden":
-            nested = len(first["loc"]) > 1 and first["loc"][0] == "llm"
-            known = ", ".join(sorted((LlmSettings if nested else Settings).model_fields))
+            table = _TABLES.get(str(first["loc"][0])) if len(first["loc"]) > 1 else None
+            known = ", ".join(sorted((table or Settings).model_fields))
             raise SettingsError(f"There is no setting {name!r}; known are: {known}.") from None
         what = str(first["msg"]).removeprefix("Value error, ")
         raise SettingsError(f"Setting {name}: {what}." if name else f"{what}.") from None
+
+
+def _over(upper: Mapping[str, Any], lower: Mapping[str, Any]) -> dict[str, Any]:
+    """Lay settings over others, tables name by name."""
+    merged = {**lower, **upper}
+    for name in _TABLES:
+        if isinstance(lower.get(name), dict) and isinstance(upper.get(name), dict):
+            merged[name] = {**lower[name], **upper[name]}
+    return merged
 
 
 def _from_file(path: Path) -> dict[str, Any]:
@@ -195,8 +209,8 @@ def _from_environment(
     values: dict[str, Any] = {}
     for name, field in settings.model_fields.items():
         variable = prefix + name.upper()
-        if field.annotation is LlmSettings:
-            if nested := _from_environment(environment, LlmSettings, f"{variable}_"):
+        if name in _TABLES and settings is Settings:
+            if nested := _from_environment(environment, _TABLES[name], f"{variable}_"):
                 values[name] = nested
         elif text := environment.get(variable):
             several = str(field.annotation).startswith("tuple")

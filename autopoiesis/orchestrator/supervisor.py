@@ -18,7 +18,7 @@ import aiohttp
 
 from autopoiesis.gateway import envoy
 from autopoiesis.gateway.files import read_or_create_secret
-from autopoiesis.gateway.settings import RunDir
+from autopoiesis.gateway.settings import DataPlaneSettings, RunDir
 from autopoiesis.orchestrator.child import Child
 from autopoiesis.orchestrator.control_access import write_token
 from autopoiesis.orchestrator.settings import Settings
@@ -39,6 +39,8 @@ LONGEST_RUN_DIR = 90
 START_LIMIT_S = 900.0
 """Longest start: the first one on a machine compiles the decision and twin kernels."""
 STOP_GRACE_S = 5.0
+UP = frozenset({200, 401})
+"""What a gateway that is up answers, the second if it wants a key."""
 
 Say = Callable[[str], None]
 
@@ -62,7 +64,10 @@ class Supervisor:
     def url(self) -> str:
         """Base URL for OpenAI clients, without `/v1`."""
         host = self.settings.host
-        return f"http://{'127.0.0.1' if host in {'0.0.0.0', '::'} else host}:{self.settings.port}"  # noqa: S104
+        scheme = "https" if self.settings.gateway.tls_cert else "http"
+        return (
+            f"{scheme}://{'127.0.0.1' if host in {'0.0.0.0', '::'} else host}:{self.settings.port}"  # noqa: S104
+        )
 
     @property
     def control_url(self) -> str:
@@ -81,6 +86,7 @@ class Supervisor:
         _check_port(settings.host, settings.port, "--port")
         _check_port(settings.control_host, settings.control_port, "--control-port")
         await asyncio.to_thread(_check_telemetry, settings.telemetry_file)
+        await self._check_gateway()
         shutil.rmtree(run_dir, ignore_errors=True)
         run_dir.mkdir(parents=True)
         (settings.data_dir / "logs").mkdir(exist_ok=True)
@@ -103,6 +109,20 @@ class Supervisor:
         await asyncio.gather(*(child.stop(STOP_GRACE_S) for child in by_name.values()))
         self._children.clear()
         shutil.rmtree(self.settings.run_dir, ignore_errors=True)
+
+    async def change_gateway(self, gateway: DataPlaneSettings) -> None:
+        """Serve new requests by other settings of the gateway; EnvoyError tells why not."""
+        settings = self.settings
+        where = (settings.run_dir.resolve(), settings.host, settings.port)
+        await asyncio.to_thread(envoy.change, *where, gateway)
+        self.settings = settings.model_copy(update={"gateway": gateway})
+
+    async def _check_gateway(self) -> None:
+        settings = self.settings
+        try:
+            await asyncio.to_thread(envoy.validate, settings.host, settings.port, settings.gateway)
+        except envoy.EnvoyError as error:
+            raise CannotStartError(str(error)) from None
 
     async def _fleet(self) -> tuple[Member, ...]:
         settings = self.settings
@@ -160,7 +180,8 @@ class Supervisor:
             "controller",
             [*module, "autopoiesis.orchestrator.controller", "--run-dir", str(run_dir)],
         )
-        argv = envoy.prepare(run_dir, self.settings.host, self.settings.port, self.members)
+        settings = self.settings
+        argv = envoy.prepare(run_dir, settings.host, settings.port, self.members, settings.gateway)
         await self._start("envoy", argv)
 
     async def _start(
@@ -181,12 +202,14 @@ class Supervisor:
 
     async def _wait_ready(self) -> None:
         waiting_for = {f"{self.url}/v1/models": "envoy", f"{self.control_url}/health": "controller"}
+        own = aiohttp.TCPConnector(ssl=False)  # its certificate is for its clients to judge
         picker_socket = RunDir(self.settings.run_dir).picker_socket
         deadline = asyncio.get_running_loop().time() + START_LIMIT_S
-        async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=2)) as session:
+        timeout = aiohttp.ClientTimeout(total=2)
+        async with aiohttp.ClientSession(timeout=timeout, connector=own) as session:
             while True:
                 waiting_for = {
-                    u: n for u, n in waiting_for.items() if not await answers(session, u)
+                    u: n for u, n in waiting_for.items() if not await answers(session, u, UP)
                 }
                 if not waiting_for and picker_socket.exists():
                     return

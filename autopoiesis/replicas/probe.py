@@ -4,6 +4,7 @@ import asyncio
 import errno
 import ipaddress
 import socket
+from collections.abc import Container
 from dataclasses import dataclass
 from typing import Any, cast
 from urllib.parse import urlsplit
@@ -80,11 +81,13 @@ async def probe(url: str, timeout_s: float = TIMEOUT_S, api_key: str = "") -> Se
     )
 
 
-async def answers(session: aiohttp.ClientSession, url: str) -> bool:
-    """Tell whether a GET of this URL gives 200 within the session's time limit."""
+async def answers(
+    session: aiohttp.ClientSession, url: str, statuses: Container[int] = (200,)
+) -> bool:
+    """Tell whether a GET of this URL gives one of these statuses within the session's time limit."""
     try:
         async with session.get(url) as answer:
-            return answer.status == 200
+            return answer.status in statuses
     except (aiohttp.ClientError, TimeoutError, OSError):
         return False
 

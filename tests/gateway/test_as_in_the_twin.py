@@ -123,8 +123,10 @@ class Live(GatewayState):
         )
         self.flights = [flight(twin_trace, i) for i in range(len(twin_trace))]
 
-    def _place(self, arm: ServingArm, flight: Flight) -> Addresses | None:
-        addresses = super()._place(arm, flight)
+    def _place(
+        self, arm: ServingArm, flight: Flight, stage: int, must_wait: bool = False
+    ) -> Addresses | None:
+        addresses = super()._place(arm, flight, stage, must_wait)
         if addresses is not None:
             self.rows[flight.input_tokens] = tuple(
                 arm.registers[: FIRST_FLEET + len(Fleet._fields)]
@@ -180,7 +182,7 @@ def serve_live(twin: Twin, outcome: Outcome, draws: deque[float]) -> Live:
         live.now_s = at_s
         if what == 0:
             for r in range(len(SPEEDS)):
-                live.report(f"r{r}", *twin.reports[which][r])
+                live.membership.report(f"r{r}", *twin.reports[which][r])
             continue
         if what == 1:
             try:
@@ -192,9 +194,9 @@ def serve_live(twin: Twin, outcome: Outcome, draws: deque[float]) -> Live:
             if last:
                 tokens = int(outcome.output_tokens[i])
                 tpot_s = float(outcome.tpot_s[i]) if tokens > 1 else 0.0
-                live.finish(live.flights[i], which, tpot_s, float(tokens), failed=False)
+                live.accounts.finish(live.flights[i], which, tpot_s, float(tokens), failed=False)
             else:
-                live.first_token(live.flights[i], which)
+                live.accounts.first_token(live.flights[i], which)
                 assert live.flights[i].replica == which
         live.release()
     return live

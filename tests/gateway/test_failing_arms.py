@@ -64,7 +64,7 @@ def test_nonsense_is_answered_by_the_baseline_on_the_arms_replicas_for_that_same
     assert addresses[:2] == ("127.0.0.1:2", "127.0.0.1:1")  # the baseline's order, and no ceiling
     assert addresses[2] == "127.0.0.1:3"  # of another group: a last resort
     assert (one.arm_id, one.window) == ("base", 5)
-    assert state.in_flight("r1") == 1
+    assert state.membership.in_flight("r1") == 1
     assert dict(state.faults.untold) == {("arm", "the scores of all replicas are infinite"): 1}
 
 
@@ -82,7 +82,7 @@ def test_what_the_baseline_does_not_admit_is_shed():
     state = make(program(INFINITE))
     with pytest.raises(Shed):
         state.decide(flight(tokens=2000.0))
-    assert state.in_flight("r0") == state.in_flight("r1") == 0
+    assert state.membership.in_flight("r0") == state.membership.in_flight("r1") == 0
 
 
 def test_only_the_requests_in_which_an_arm_fails_go_to_the_baseline():
@@ -91,7 +91,7 @@ def test_only_the_requests_in_which_an_arm_fails_go_to_the_baseline():
     for one in (short, failing, long):
         assert state.decide(one)
     assert [one.arm_id for one in (short, failing, long)] == ["arm", "base", "arm"]
-    assert [state.name_of(one.replica) for one in (short, failing)] == ["r0", "r1"]
+    assert [state.membership.name_of(one.replica) for one in (short, failing)] == ["r0", "r1"]
 
 
 def test_after_some_faults_the_baseline_takes_the_arms_place_until_the_next_allocation():
@@ -116,7 +116,7 @@ def test_held_requests_on_which_their_arm_fails_leave_by_the_baseline():
     assert [state.decide(one) for one in waiting] == [None] * len(waiting)
     state.clock.now_s += 1.0
     for one in running:
-        state.finish(one, -1, 0.0, 1.0, failed=False)
+        state.accounts.finish(one, -1, 0.0, 1.0, failed=False)
     assert [one for one, _ in state.release()] == waiting[:2]  # 1 / 1: still a score
     state.clock.now_s += 1.0
     broken = replace(state._arms["arm"], program=damaged(HOLDS))
@@ -135,7 +135,7 @@ def test_where_the_baseline_fails_too_our_own_count_decides():
     state = make(program(INFINITE), baseline=OVERFLOWING)
     flights = [flight(i) for i in range(3)]
     assert all(state.decide(one) for one in flights)
-    assert sorted(state.name_of(one.replica) for one in flights) == ["r0", "r1", "r2"]
+    assert sorted(state.membership.name_of(one.replica) for one in flights) == ["r0", "r1", "r2"]
     assert {arm for arm, _ in state.faults.untold} == {"arm", "base"}
 
 

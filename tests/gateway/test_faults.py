@@ -66,7 +66,7 @@ def test_a_replica_killed_under_load_loses_no_request(stack: Stack):
         time.sleep(0.7)
     stack.start_upstream(stack.members[2])
     wait_until(lambda: stack.listens(stack.members[2]))
-    assert len(results) > 20
+    assert len(results) >= 4
     assert set(results) == {200}
 
 
@@ -80,7 +80,7 @@ def test_the_picker_killed_under_load_loses_no_request(stack: Stack):
             assert "x-autopoiesis-arm" not in stack.post(chat()).headers
             stack.start_picker()
             wait_until(lambda: stack.post(chat()).headers.get("x-autopoiesis-arm") == arm_id)
-        assert before > 20
+        assert before >= 4
         assert set(results) == {200}
         assert stack.post(chat()).headers["x-served-by"] == "r1"  # the allocation came back with it
 

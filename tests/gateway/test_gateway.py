@@ -110,8 +110,7 @@ def test_a_stream_is_not_delayed(stack: Stack):
         extra_body={"test": {"each_s": 0.02}},
     ) as stream:
         gaps = [time.monotonic() - started_s for _ in stream]
-    assert gaps[0] < 0.15  # nothing waits for the end of the stream
-    assert gaps[-1] > 0.15
+    assert gaps[-1] - gaps[0] > 0.1  # the first did not wait for the last
 
 
 def test_operators_see_who_decided_and_who_answered(stack: Stack):

@@ -47,9 +47,9 @@ def test_a_request_ends_with_what_the_access_log_counted(
     send: Callable[..., Flight], state: GatewayState, ledger: Ledger, records: list[RequestRecord]
 ):
     send()
-    assert state.in_flight("r0") == 1
+    assert state.membership.in_flight("r0") == 1
     ledger.close(ENDING)
-    assert (state.in_flight("r0"), len(ledger)) == (0, 0)
+    assert (state.membership.in_flight("r0"), len(ledger)) == (0, 0)
     (record,) = records
     assert (record.input_tokens, record.output_tokens, record.usage_counted) == (80, 10, True)
     assert record.e2e_s == pytest.approx(2.0)  # the second of upload is the client's own
@@ -82,7 +82,7 @@ def test_a_decision_that_envoy_did_not_wait_for_is_void(
 ):
     send()
     ledger.close(replace(ENDING, key="", arm_id="", window=-1))
-    assert (state.in_flight("r0"), len(ledger)) == (0, 0)
+    assert (state.membership.in_flight("r0"), len(ledger)) == (0, 0)
     assert [(r.arm_id, r.status) for r in records] == [("", Status.COMPLETED)]
 
 
@@ -91,7 +91,7 @@ def test_a_decision_that_comes_after_the_end_is_void(
 ):
     ledger.close(replace(ENDING, key="", arm_id="", window=-1))
     send()
-    assert (state.in_flight("r0"), len(ledger), len(records)) == (0, 0, 1)
+    assert (state.membership.in_flight("r0"), len(ledger), len(records)) == (0, 0, 1)
 
 
 def test_what_the_picker_itself_ended_is_recorded_once(
@@ -109,7 +109,7 @@ def test_two_requests_with_one_id_are_two_requests(
     send(1).request_id = "same"
     ledger.close(replace(ENDING, key="0", request_id="same"))
     ledger.close(replace(ENDING, key="1", request_id="same"))
-    assert (state.in_flight("r0"), len(ledger), len(records)) == (0, 0, 2)
+    assert (state.membership.in_flight("r0"), len(ledger), len(records)) == (0, 0, 2)
 
 
 def test_what_another_picker_decided_is_recorded_for_its_arm(
@@ -129,7 +129,7 @@ def test_the_end_of_envoy_ends_everything(
     assert ledger.abandon(flights) == 3
     assert ledger.abandon(flights) == 0
     ledger.close(replace(ENDING, key="3"))
-    assert (state.in_flight("r0"), len(ledger)) == (0, 0)
+    assert (state.membership.in_flight("r0"), len(ledger)) == (0, 0)
     assert [r.status for r in records] == [*[Status.ABORTED] * 3, Status.COMPLETED]
 
 
@@ -140,4 +140,4 @@ def test_a_replica_with_nothing_to_do_has_done_what_it_was_sent(
     assert ledger.reconcile("r0", old.dispatched_s) == 0
     assert ledger.reconcile("elsewhere", old.dispatched_s + 1.0) == 0
     assert ledger.reconcile("r0", old.dispatched_s + 1.0) == 1
-    assert (state.in_flight("r0"), len(ledger)) == (0, 0)
+    assert (state.membership.in_flight("r0"), len(ledger)) == (0, 0)

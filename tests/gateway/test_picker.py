@@ -13,7 +13,7 @@ from autopoiesis.arms.allocation import SHARDS, Allocation, Cell
 from autopoiesis.arms.arm import arm_id
 from autopoiesis.arms.language import verify
 from autopoiesis.arms.objective import Objective
-from autopoiesis.gateway import protocol
+from autopoiesis.gateway.exchange import Exchange
 from autopoiesis.gateway.link import Allocate
 from autopoiesis.gateway.picker import Picker
 from autopoiesis.gateway.settings import RunDir
@@ -25,17 +25,27 @@ MEMBERS = [Member(name=f"r{i}", address=f"127.0.0.1:{i + 1}", profile="p") for i
 
 
 class Call:
-    """A gRPC call of Envoy's: the messages it sends, the answers it got."""
+    """A call of Envoy's: the answers it got."""
 
-    def __init__(self, *messages: Any) -> None:
-        self._messages = [*messages, protocol.END]
+    def __init__(self) -> None:
         self.answers: list[Any] = []
+        self.is_over = False
 
-    async def read(self) -> Any:
-        return self._messages.pop(0)
-
-    async def write(self, answer: bytes) -> None:
+    def send(self, answer: bytes) -> None:
+        assert not self.is_over
         self.answers.append(ext_proc.ProcessingResponse.FromString(answer))
+
+    def end(self) -> None:
+        self.is_over = True
+
+
+def asked(picker: Picker, *messages: Any) -> Call:
+    """Have the picker answer messages of one call."""
+    call = Call()
+    exchange = Exchange(picker.service, call)  # pyright: ignore[reportArgumentType]
+    for message in messages:
+        exchange.received(message.SerializeToString())
+    return call
 
 
 def body(**fields: object) -> Any:
@@ -61,34 +71,31 @@ def picker(tmp_path: Path) -> Picker:
     return made
 
 
-async def test_the_choice_is_the_arms_order(picker: Picker):
+def test_the_choice_is_the_arms_order(picker: Picker):
     picker.allocate(Allocate(Allocation(3, (CELL,)), {POLICY.id: POLICY.source}, Objective()))
-    call = Call(body())
-    await picker.service.process(None, call)
+    call = asked(picker, body())
     (answer,) = call.answers
     assert chosen(answer) == ("127.0.0.1:2", "127.0.0.1:1")
     decision = answer.dynamic_metadata.fields["autopoiesis"].struct_value.fields
     assert (decision["arm"].string_value, decision["window"].number_value) == (POLICY.id, 3)
 
 
-async def test_an_allocation_comes_back_after_a_restart(picker: Picker, tmp_path: Path):
+def test_an_allocation_comes_back_after_a_restart(picker: Picker, tmp_path: Path):
     picker.allocate(Allocate(Allocation(3, (CELL,)), {POLICY.id: POLICY.source}, Objective()))
     again = Picker(RunDir(tmp_path))
     again.state.set_members(MEMBERS)
     again.read_allocation()
-    call = Call(body())
-    await again.service.process(None, call)
+    call = asked(again, body())
     assert chosen(call.answers[0])[0] == "127.0.0.1:2"
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"kind": "allocate"}', b"\xff\xfe"])
-async def test_an_unreadable_allocation_leaves_the_baseline(
+def test_an_unreadable_allocation_leaves_the_baseline(
     picker: Picker, tmp_path: Path, content: bytes
 ):
     RunDir(tmp_path).allocation.write_bytes(content)
     picker.read_allocation()
-    call = Call(body())
-    await picker.service.process(None, call)
+    call = asked(picker, body())
     assert len(chosen(call.answers[0])) == 2
     batch = picker.outbox.next_batch()
     assert batch
@@ -98,12 +105,9 @@ async def test_an_unreadable_allocation_leaves_the_baseline(
 @pytest.mark.parametrize(
     "source", ["def score(", POLICY.source.replace("-", "2.0 * "), "import os"]
 )
-async def test_no_arm_is_served_that_does_not_verify_as_what_it_claims_to_be(
-    picker: Picker, source: str
-):
+def test_no_arm_is_served_that_does_not_verify_as_what_it_claims_to_be(picker: Picker, source: str):
     picker.allocate(Allocate(Allocation(3, (CELL,)), {POLICY.id: source}, Objective()))
-    call = Call(body())
-    await picker.service.process(None, call)
+    call = asked(picker, body())
     decision = call.answers[0].dynamic_metadata.fields["autopoiesis"].struct_value.fields
     assert decision["arm"].string_value not in {"", POLICY.id}
     batch = picker.outbox.next_batch()
@@ -111,15 +115,14 @@ async def test_no_arm_is_served_that_does_not_verify_as_what_it_claims_to_be(
     assert batch.faults[0].arm_id == POLICY.id
 
 
-async def test_a_failure_of_our_own_is_passed_over_and_counted(
+def test_a_failure_of_our_own_is_passed_over_and_counted(
     picker: Picker, monkeypatch: pytest.MonkeyPatch
 ):
     def fails(_: object) -> None:
         raise ZeroDivisionError("oh")
 
     monkeypatch.setattr(picker.state, "decide", fails)
-    call = Call(body())
-    await picker.service.process(None, call)
+    call = asked(picker, body())
     assert len(chosen(call.answers[0])) == 2
     assert list(picker.state.faults.untold) == [("", "ZeroDivisionError: oh")]
 
@@ -128,14 +131,13 @@ SLOW_ID = "0123456789ab"
 BOTH = arm_id(POLICY.id, SLOW_ID)
 
 
-async def test_an_arm_with_slow_functions_is_served_under_its_own_id(picker: Picker):
+def test_an_arm_with_slow_functions_is_served_under_its_own_id(picker: Picker):
     cell = Cell(BOTH, ("r0", "r1"), tuple(range(SHARDS)))
     for slow_ids in ({}, {BOTH: SLOW_ID}):
         picker.allocate(
             Allocate(Allocation(3, (cell,)), {BOTH: POLICY.source}, Objective(), slow_ids)
         )
-        call = Call(body())
-        await picker.service.process(None, call)
+        call = asked(picker, body())
         decision = call.answers[0].dynamic_metadata.fields["autopoiesis"].struct_value.fields
         assert (decision["arm"].string_value == BOTH) == bool(slow_ids)
 
@@ -143,7 +145,7 @@ async def test_an_arm_with_slow_functions_is_served_under_its_own_id(picker: Pic
 NONSENSE = verify("def score(request, replica, fleet):\n    return 1e308 * 10\n")
 
 
-async def test_an_arm_that_answers_nonsense_is_answered_by_the_baseline_that_was_sent(
+def test_an_arm_that_answers_nonsense_is_answered_by_the_baseline_that_was_sent(
     picker: Picker, tmp_path: Path
 ):
     message = Allocate(
@@ -157,8 +159,7 @@ async def test_an_arm_that_answers_nonsense_is_answered_by_the_baseline_that_was
     again.state.set_members(MEMBERS)
     again.read_allocation()
     for each in (picker, again):
-        call = Call(body())
-        await each.service.process(None, call)
+        call = asked(each, body())
         assert chosen(call.answers[0]) == ("127.0.0.1:2", "127.0.0.1:1")  # as the baseline orders
         decision = call.answers[0].dynamic_metadata.fields["autopoiesis"].struct_value.fields
         assert decision["arm"].string_value == POLICY.id
@@ -167,26 +168,23 @@ async def test_an_arm_that_answers_nonsense_is_answered_by_the_baseline_that_was
         ]
 
 
-async def test_a_fault_in_reading_lets_the_request_pass(
-    picker: Picker, monkeypatch: pytest.MonkeyPatch
-):
+def test_a_fault_in_reading_lets_the_request_pass(picker: Picker, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("autopoiesis.gateway.endpoint_picker.block_hashes", None)
-    call = Call(body())
-    await picker.service.process(None, call)
+    call = asked(picker, body())
     (answer,) = call.answers
     assert answer.HasField("request_body")
     assert not answer.dynamic_metadata.fields
 
 
-async def test_a_failed_stream_is_no_first_token(picker: Picker):
+def test_a_failed_stream_is_no_first_token(picker: Picker):
     message = ext_proc.ProcessingRequest(response_body=ext_proc.HttpBody(body=b"{}"))
     told = message.attributes["envoy.filters.http.ext_proc"].fields
     told["response.code"].number_value = 500
-    await picker.service.process(None, Call(body(stream=True), message))
+    asked(picker, body(stream=True), message)
     (flight,) = picker.ledger.flights()
     assert not flight.answered
     told["response.code"].number_value = 200
-    await picker.service.process(None, Call(body(stream=True), message))
+    asked(picker, body(stream=True), message)
     assert [f.answered for f in picker.ledger.flights()] == [False, True]
 
 

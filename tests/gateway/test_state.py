@@ -101,10 +101,10 @@ def test_an_arm_without_a_program_is_replaced_and_counted():
 def test_a_cell_whose_replicas_are_gone_uses_any_healthy_one():
     state = make()
     serve(state, LEAST.source, ["r0"])
-    assert state.set_healthy("r0", False)
-    assert not state.set_healthy("r0", False)
+    assert state.membership.set_healthy("r0", False)
+    assert not state.membership.set_healthy("r0", False)
     assert (state.decide(flight(1)) or ("",))[0] in {"127.0.0.1:2", "127.0.0.1:3"}
-    state.set_healthy("r0", True)
+    state.membership.set_healthy("r0", True)
     assert (state.decide(flight(2)) or ("",))[0] == "127.0.0.1:1"
 
 
@@ -115,7 +115,7 @@ def test_without_any_replica_envoy_is_left_to_answer():
 def test_when_all_replicas_are_down_they_are_tried_all_the_same():
     state = make()
     for i in range(3):
-        state.set_healthy(f"r{i}", False)
+        state.membership.set_healthy(f"r{i}", False)
     assert len(state.decide(flight()) or ()) == 3
 
 
@@ -137,11 +137,11 @@ def test_held_requests_leave_by_urgency_as_replicas_become_free():
     assert len(state.held) == 3
     assert state.release() == []
     clock.now_s += 2.0
-    state.finish(running[0], -1, 0.0, 10.0, failed=False)
+    state.accounts.finish(running[0], -1, 0.0, 10.0, failed=False)
     assert [f.input_tokens for f, _ in state.release()] == [100.0]
     assert waiting[1].held_s == pytest.approx(2.0)
-    state.finish(running[1], -1, 0.0, 10.0, failed=False)
-    state.finish(waiting[1], -1, 0.0, 10.0, failed=False)
+    state.accounts.finish(running[1], -1, 0.0, 10.0, failed=False)
+    state.accounts.finish(waiting[1], -1, 0.0, 10.0, failed=False)
     assert [f.input_tokens for f, _ in state.release()] == [200.0, 300.0]
     assert not len(state.held)
 
@@ -171,10 +171,13 @@ def test_a_retry_moves_the_account_to_the_replica_that_answered():
     one = flight()
     state.decide(one)
     other = 1 - one.replica
-    state.first_token(one, other)
-    assert (state.in_flight(f"r{other}"), state.in_flight(f"r{1 - other}")) == (1, 0)
-    state.finish(one, other, 0.01, 5.0, failed=False)
-    assert state.in_flight(f"r{other}") == 0
+    state.accounts.first_token(one, other)
+    assert (
+        state.membership.in_flight(f"r{other}"),
+        state.membership.in_flight(f"r{1 - other}"),
+    ) == (1, 0)
+    state.accounts.finish(one, other, 0.01, 5.0, failed=False)
+    assert state.membership.in_flight(f"r{other}") == 0
 
 
 def test_plain_answers_are_taken_to_have_started_when_they_usually_do():
@@ -182,10 +185,10 @@ def test_plain_answers_are_taken_to_have_started_when_they_usually_do():
     state = make(1, clock)
     plain = flight(stream=False)
     state.decide(plain)
-    state.assume_first_tokens()
+    state.accounts.assume_first_tokens()
     assert not plain.answered
     clock.now_s += Objective().slo_ttft_s + 0.1
-    state.assume_first_tokens()
+    state.accounts.assume_first_tokens()
     assert plain.answered
     assert plain.ttft_s is None
 
@@ -194,9 +197,9 @@ def test_members_come_and_go():
     state = make(2)
     one = flight()
     state.decide(one)
-    gone = state.name_of(one.replica)
+    gone = state.membership.name_of(one.replica)
     state.set_members([m for m in members(3) if m.name != gone])
-    assert state.name_of(one.replica) == ""
-    state.finish(one, -1, 0.0, 1.0, failed=False)
-    assert {state.in_flight(f"r{i}") for i in range(3)} == {0}
+    assert state.membership.name_of(one.replica) == ""
+    state.accounts.finish(one, -1, 0.0, 1.0, failed=False)
+    assert {state.membership.in_flight(f"r{i}") for i in range(3)} == {0}
     assert "127.0.0.1:3" in (state.decide(flight(1)) or ())

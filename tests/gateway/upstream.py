@@ -75,7 +75,16 @@ async def echo(request: web.Request) -> web.Response:
     )
 
 
-app = web.Application(client_max_size=1 << 30)
+@web.middleware
+async def judged(request: web.Request, handler: Any) -> web.StreamResponse:
+    """Answer 400 to what this server makes nothing of, as vLLM does."""
+    try:
+        return await handler(request)
+    except (ValueError, TypeError, AttributeError, KeyError, ArithmeticError) as error:
+        return web.json_response({"error": {"message": str(error)}}, status=400)
+
+
+app = web.Application(client_max_size=1 << 30, middlewares=[judged])
 app.router.add_post("/v1/chat/completions", chat)
 app.router.add_post("/v1/completions", chat)
 app.router.add_post("/v1/embeddings", echo)

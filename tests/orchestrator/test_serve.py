@@ -20,8 +20,16 @@ MESSAGES = [{"role": "user", "content": "Tell me of the sea."}]
 
 
 @pytest.fixture(scope="module")
-def gateway(tmp_path_factory):
-    with serving(tmp_path_factory.mktemp("serve"), "--window", "2", "--simulate", "4") as gateway:
+def config(tmp_path_factory):
+    file = tmp_path_factory.mktemp("config") / "config.toml"
+    file.write_text("simulate = 4\n")
+    return file
+
+
+@pytest.fixture(scope="module")
+def gateway(tmp_path_factory, config):
+    directory = tmp_path_factory.mktemp("serve")
+    with serving(directory, "--window", "2", "--config", str(config)) as gateway:
         yield gateway
 
 
@@ -79,6 +87,28 @@ def test_body_of_50_mb_is_refused(gateway):
 def test_unknown_model_is_refused(client):
     with pytest.raises(openai.NotFoundError, match="does not exist"):
         client.chat.completions.create(model="nothing", messages=MESSAGES)
+
+
+def test_on_hangup_the_settings_of_the_gateway_are_read_again(gateway, config, tmp_path):
+    def status():
+        return post(f"{gateway.url}/v1/chat/completions", b"{}")[0]
+
+    before = config.read_text()
+    keys = tmp_path / "keys"
+    keys.write_text("alice alice-secret-0123456789\n")
+    keys.chmod(0o600)
+    config.write_text(f'{before}[gateway]\napi_keys = "{keys}"\n')
+    gateway.process.send_signal(signal.SIGHUP)
+    wait_until(lambda: 401 == status(), 20)
+
+    config.write_text(f"{before}[gateway]\napi_keys = 1\n")
+    gateway.process.send_signal(signal.SIGHUP)
+    wait_until(lambda: "stay as they were" in (gateway.folder / "serve.log").read_text(), 20)
+    assert 401 == status()
+
+    config.write_text(before)
+    gateway.process.send_signal(signal.SIGHUP)
+    wait_until(lambda: 400 == status(), 20)
 
 
 def test_telemetry_tells_of_requests_windows_and_arms_while_serving(gateway, client):

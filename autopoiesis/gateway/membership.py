@@ -1,0 +1,155 @@
+"""Who is in the fleet: replicas by name, by address and by their row in the kernels' arrays."""
+
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from autopoiesis.arms import fleet
+from autopoiesis.arms.fleet import FleetState
+from autopoiesis.arms.objective import Objective
+from autopoiesis.arms.prefix import BLOCK_TOKENS, CHARS_PER_TOKEN
+
+MOST_REPLICAS = 256
+PREFIX_SLOTS = 4096
+"""Most prefix blocks remembered per replica (about a million tokens)."""
+
+
+class Member(Protocol):
+    """What must be known of a replica."""
+
+    @property
+    def name(self) -> str:
+        """Its name."""
+        ...
+
+    @property
+    def address(self) -> str:
+        """`IP:port`."""
+        ...
+
+    @property
+    def speed(self) -> float:
+        """Its speed relative to its profile."""
+        ...
+
+    @property
+    def kv_tokens(self) -> int:
+        """Tokens that its KV cache holds, 0 if unknown."""
+        ...
+
+
+class Membership:
+    """The fleet's replicas and what they say of themselves. `clock` gives seconds, never going back."""
+
+    def __init__(self, objective: Objective, clock: Callable[[], float]) -> None:
+        self.fleet: FleetState = fleet.fleet_state(
+            MOST_REPLICAS, objective, PREFIX_SLOTS, BLOCK_TOKENS
+        )
+        self._clock = clock
+        self._members: dict[str, Member] = {}
+        self._index: dict[str, int] = {}
+        self._names: dict[int, str] = {}
+        self._addresses: dict[int, str] = {}
+        self._by_address: dict[str, int] = {}
+        self._free = deque(range(MOST_REPLICAS))
+        self._kv_tokens: dict[str, int] = {}
+        self._down: set[str] = set()
+
+    def set_members(self, members: Sequence[Member]) -> None:
+        """Take over who is in the fleet, at most `MOST_REPLICAS`; those that stay keep what is known of them."""
+        wanted = {m.name: m for m in members[:MOST_REPLICAS]}
+        for name, old in list(self._members.items()):
+            if name not in wanted or wanted[name].address != old.address:
+                self._leave(name)
+        for name, member in wanted.items():
+            if name not in self._index:
+                self._enter(member)
+            self._members[name] = member
+            self.fleet.replica[self._index[name], fleet.SPEED] = member.speed
+
+    def set_healthy(self, name: str, healthy: bool) -> bool:
+        """Let a replica receive new requests, or none; tell whether that is a change."""
+        if name not in self._index or healthy == (name not in self._down):
+            return False
+        (self._down.discard if healthy else self._down.add)(name)
+        self.fleet.replica[self._index[name], fleet.DRAINING] = 0.0 if healthy else 1.0
+        return True
+
+    def report(self, name: str, running: float, waiting: float, kv_usage: float) -> None:
+        """Take over what a replica says of itself."""
+        if name in self._index:
+            fleet.report(self.fleet, self._index[name], running, waiting, kv_usage)
+
+    def set_kv_tokens(self, name: str, tokens: int) -> None:
+        """Bound what a replica's prefix index remembers by what its KV cache holds."""
+        if name in self._index and tokens > 0:
+            self._kv_tokens[name] = tokens
+            self.fleet.prefixes.capacity[self._index[name]] = self._prefix_blocks(tokens)
+
+    def set_chars_per_token(self, ratio: float) -> None:
+        """Translate prefix blocks, which are cut by characters, into tokens."""
+        self.fleet.block_tokens[0] = max(1, round(BLOCK_TOKENS * CHARS_PER_TOKEN / ratio))
+
+    # --- names --------------------------------------------------------------------------------
+
+    def name_of(self, replica: int) -> str:
+        """Return a replica's name, empty for -1 and for one that left."""
+        return self._names.get(replica, "")
+
+    def address_of(self, replica: int) -> str:
+        """Return the address of a replica that is in the fleet."""
+        return self._addresses[replica]
+
+    def at_address(self, address: str) -> int:
+        """Return the index of the replica at an address, -1 if none is."""
+        return self._by_address.get(address, -1)
+
+    def indexes(self, names: Iterable[str] | None = None) -> NDArray[np.int64]:
+        """Return the indexes of those named that are in the fleet, in this order; of all, rising, if None."""
+        if names is None:
+            return np.array(sorted(self._names), np.int64)
+        return np.array([self._index[n] for n in names if n in self._index], np.int64)
+
+    def in_flight(self, name: str) -> int:
+        """Return how many requests are on their way at a replica, by our own count."""
+        known = name in self._index
+        return int(self.fleet.replica[self._index[name], fleet.IN_FLIGHT]) if known else 0
+
+    def least_loaded(self, besides: Iterable[int] = ()) -> list[int]:
+        """Return the replicas not in `besides`: those that take requests first, then by requests in flight."""
+        left_out, rows = set(besides), self.fleet.replica
+        if len(left_out) == len(self._names):
+            return []
+        others = [r for r in self._names if r not in left_out]
+        return sorted(others, key=lambda r: (rows[r, fleet.DRAINING], rows[r, fleet.IN_FLIGHT]))
+
+    def takes_requests(self, replicas: NDArray[np.int64]) -> bool:
+        """Tell whether any of these replicas takes new requests."""
+        return bool((self.fleet.replica[replicas, fleet.DRAINING] == 0.0).any())
+
+    # --- inside -------------------------------------------------------------------------------
+
+    def _enter(self, member: Member) -> None:
+        free = self._free.popleft()
+        self._index[member.name], self._names[free] = free, member.name
+        self._by_address[member.address], self._addresses[free] = free, member.address
+        tokens = self._kv_tokens.get(member.name, member.kv_tokens)
+        fleet.join(self.fleet, free, member.speed, self._prefix_blocks(tokens), self._clock())
+
+    def _leave(self, name: str) -> None:
+        index = self._index.pop(name)
+        del self._names[index]
+        # Last in line: requests still on their way there must not count elsewhere.
+        self._free.append(index)
+        del self._by_address[self._addresses.pop(index)]
+        del self._members[name]
+        self._kv_tokens.pop(name, None)
+        self._down.discard(name)
+        self.fleet.replica[index, fleet.DRAINING] = 1.0
+
+    def _prefix_blocks(self, kv_tokens: int) -> int:
+        blocks = kv_tokens // int(self.fleet.block_tokens[0])
+        return min(PREFIX_SLOTS, blocks) if kv_tokens else PREFIX_SLOTS

@@ -1,0 +1,113 @@
+"""Which paths the gateway serves, and how each is treated."""
+
+from http import HTTPStatus
+
+from autopoiesis.gateway.resource import (
+    BODY_LIMIT,
+    EXT_PROC,
+    READ_JSON,
+    READ_STREAM,
+    REPLICA_NAMESPACE,
+    REPLICAS,
+    Config,
+    type_url,
+    typed,
+)
+from autopoiesis.gateway.settings import (
+    ARM_HEADER,
+    DECISION_NAMESPACE,
+    INFERENCE_ROUTE,
+    REPLICA_HEADER,
+    DataPlaneSettings,
+)
+
+ANSWERED_WITH_USAGE = ("/v1/chat/completions", "/v1/completions", "/v1/responses")
+PASSED_GET = ("/health", "/version", "/ping")
+PASSED_POST = ("/tokenize", "/detokenize", "/score", "/rerank", "/pooling", "/classify")
+"""Answered by any replica, without the picker, like every GET under /v1/."""
+
+_OFF: Config = {"@type": type_url("config.route.v3.FilterConfig"), "disabled": True}
+"""Switches a filter off for a route."""
+
+
+def routes(settings: DataPlaneSettings) -> Config:
+    """Return the whole route table."""
+    is_get, is_post = _method("GET"), _method("POST")
+    counted = [_route({"path": p, **is_post}, name=INFERENCE_ROUTE) for p in ANSWERED_WITH_USAGE]
+    other = _route(
+        {"prefix": "/v1/", **is_post}, name=INFERENCE_ROUTE, without=(READ_JSON, READ_STREAM)
+    )
+    passed = [
+        _route(match, without=(EXT_PROC, READ_JSON, READ_STREAM))
+        for match in (
+            {"prefix": "/v1/", **is_get},
+            *({"path": p, **is_get} for p in PASSED_GET),
+            *({"path": p, **is_post} for p in PASSED_POST),
+        )
+    ]
+    unknown = _refusing({"prefix": "/"}, HTTPStatus.NOT_FOUND)
+    return {
+        "name": "routes",
+        "virtual_hosts": [
+            {
+                "name": "gateway",
+                "domains": ["*"],
+                "routes": [_too_large(settings), *counted, other, *passed, unknown],
+                "retry_policy": _retries(settings),
+                "response_headers_to_add": [
+                    _header(ARM_HEADER, f"%DYNAMIC_METADATA({DECISION_NAMESPACE}:arm)%"),
+                    _header(REPLICA_HEADER, f"%UPSTREAM_METADATA({REPLICA_NAMESPACE}:name)%"),
+                ],
+            }
+        ],
+    }
+
+
+def _too_large(settings: DataPlaneSettings) -> Config:
+    """Refuse by its length a body that is not worth receiving."""
+    length = {"start": settings.max_body_bytes + 1, "end": 1 << 62}
+    match: Config = {"prefix": "/", "headers": [{"name": "content-length", "range_match": length}]}
+    return _refusing(match, HTTPStatus.REQUEST_ENTITY_TOO_LARGE)
+
+
+def _refusing(match: Config, status: HTTPStatus) -> Config:
+    """Answer without any replica, and without the picker, which would wait for the end of it."""
+    return {
+        "match": match,
+        "direct_response": {"status": int(status)},
+        "typed_per_filter_config": dict.fromkeys((EXT_PROC, BODY_LIMIT), _OFF),
+    }
+
+
+def _method(name: str) -> Config:
+    return {"headers": [{"name": ":method", "string_match": {"exact": name}}]}
+
+
+def _route(match: Config, name: str = "", without: tuple[str, ...] = ()) -> Config:
+    return {
+        "name": name,
+        "match": match,
+        "route": {"cluster": REPLICAS, "timeout": "0s"},
+        "typed_per_filter_config": dict.fromkeys(without, _OFF),
+    }
+
+
+def _header(name: str, value: str) -> Config:
+    return {"header": {"key": name, "value": value}, "append_action": "OVERWRITE_IF_EXISTS_OR_ADD"}
+
+
+def _retries(settings: DataPlaneSettings) -> Config:
+    """Retry while nothing was answered: a killed replica's requests go to the next one on the list."""
+    return {
+        "retry_on": "connect-failure,refused-stream,reset,retriable-status-codes",
+        "retriable_status_codes": [int(HTTPStatus.SERVICE_UNAVAILABLE)],
+        "num_retries": settings.retries,
+        "retry_back_off": {"base_interval": "0.005s", "max_interval": "0.1s"},
+        "retry_host_predicate": [
+            typed(
+                "envoy.retry_host_predicates.previous_hosts",
+                "extensions.retry.host.previous_hosts.v3.PreviousHostsPredicate",
+            )
+        ],
+        "host_selection_retry_max_attempts": 5,
+    }

@@ -1,0 +1,101 @@
+"""Watches the replicas: polls what they say of themselves, notices who is away and who is back."""
+
+import asyncio
+import time
+from collections.abc import Sequence
+from typing import Protocol
+
+from autopoiesis.gateway.background import keep_up
+from autopoiesis.gateway.ledger import Ledger
+from autopoiesis.gateway.membership import Member, Membership
+from autopoiesis.replicas.scrape import Health, Scrape, Scraper
+from autopoiesis.telemetry.records import ReplicaSample
+
+AWAY_AFTER = 3
+"""Polls in a row that must fail before a replica gets no more requests."""
+IDLE_S = 10.0
+"""A replica that reports nothing to do has done what it was sent this long before."""
+
+
+class Listener(Protocol):
+    """Who wants to know what the watch finds."""
+
+    def sampled(self, sample: ReplicaSample) -> None:
+        """A replica was polled."""
+        ...
+
+    def changed(self) -> None:
+        """A replica went away or came back."""
+        ...
+
+    def fault(self, arm_id: str, message: str) -> None:
+        """Something is wrong."""
+        ...
+
+
+class ReplicaWatch:
+    """Keeps `membership` true to how the replicas are, and `ledger` to what they have left to do."""
+
+    def __init__(self, membership: Membership, ledger: Ledger, listener: Listener) -> None:
+        self._membership = membership
+        self._ledger = ledger
+        self._listener = listener
+        self._addresses: dict[str, str] = {}
+        self._polling: asyncio.Task[None] | None = None
+
+    def follow(self, members: Sequence[Member]) -> None:
+        """Watch these from now on."""
+        self.stop()
+        self._addresses = {m.name: m.address for m in members}
+        scraper = Scraper(self._addresses, self.polled)
+        self._polling = asyncio.create_task(keep_up(scraper.run, self._listener.fault))
+
+    def stop(self) -> None:
+        """Watch no more."""
+        if self._polling:
+            self._polling.cancel()
+
+    def polled(self, health: Health) -> None:
+        """Take in what a poll has shown."""
+        name = health.replica
+        if name not in self._addresses:
+            return
+        # A server without /metrics is there all the same.
+        down = (
+            not health.healthy
+            and health.failures >= AWAY_AFTER
+            and not health.error.startswith("/metrics answered")
+        )
+        if self._membership.set_healthy(name, not down):
+            how = f"away: {health.error}" if down else "back"
+            self._listener.fault("", f"replica {name} is {how}")
+            self._listener.changed()
+        scrape = health.scrape or Scrape()
+        if health.scrape:
+            self._take(name, scrape)
+        self._listener.sampled(
+            ReplicaSample(
+                at_s=time.time(),
+                replica=name,
+                address=self._addresses[name],
+                healthy=not down,
+                in_flight=self._membership.in_flight(name),
+                running=scrape.running or 0.0,
+                waiting=scrape.waiting or 0.0,
+                kv_usage=scrape.kv_usage or 0.0,
+                prefix_queries_total=scrape.prefix_queries_total or 0.0,
+                prefix_hits_total=scrape.prefix_hits_total or 0.0,
+                preemptions_total=scrape.preemptions_total or 0.0,
+            )
+        )
+
+    def _take(self, name: str, scrape: Scrape) -> None:
+        self._membership.report(
+            name, scrape.running or 0.0, scrape.waiting or 0.0, scrape.kv_usage or 0.0
+        )
+        if scrape.kv_blocks and scrape.block_size:
+            self._membership.set_kv_tokens(name, scrape.kv_blocks * scrape.block_size)
+        if scrape.running == scrape.waiting == 0.0:
+            lost = self._ledger.reconcile(name, time.monotonic() - IDLE_S)
+            if lost:
+                self._listener.fault("", f"the end of {lost} requests to {name} was never told")

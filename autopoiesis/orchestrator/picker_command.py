@@ -1,0 +1,73 @@
+"""The picker alone, as one command: find its arm and its replicas, and serve."""
+
+import asyncio
+import logging
+import ssl
+from collections.abc import Sequence
+from pathlib import Path
+
+import uvloop
+
+from autopoiesis.arms.compiler import compile_policy
+from autopoiesis.arms.language import verify
+from autopoiesis.gateway.standalone import StandalonePicker, serve
+from autopoiesis.gateway.warm import warm_up
+from autopoiesis.orchestrator.replay_command import find_arms
+from autopoiesis.orchestrator.settings import Settings, SettingsError
+from autopoiesis.orchestrator.supervisor import CannotStartError, Say
+from autopoiesis.replicas.fleet import Member
+from autopoiesis.replicas.probe import probe
+
+
+def run_picker(
+    settings: Settings,
+    arm: str,
+    host: str,
+    port: int,
+    certificate: tuple[Path | None, Path | None],
+    say: Say,
+) -> None:
+    """Serve until stopped; raise SettingsError, RegistryError, PolicyError, ProbeError, CannotStartError."""
+    if not settings.replica:
+        raise SettingsError("The picker needs replicas; give each with --replica URL.")
+    (chosen,) = find_arms(settings, [arm])
+    tls = _tls(*certificate)
+    members = asyncio.run(_members(settings))
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s")
+    warm_up()
+    picker = StandalonePicker((chosen.id, compile_policy(verify(chosen.source))), members, say)
+    try:
+        uvloop.run(serve(picker, host, port, tls))
+    except OSError as error:
+        raise CannotStartError(
+            f"Cannot listen on {host}:{port}: {error.strerror or error}; give another --port."
+        ) from None
+
+
+async def _members(settings: Settings) -> Sequence[Member]:
+    found = await asyncio.gather(*(probe(url) for url in settings.replica))
+    profiles = settings.profile
+    return [
+        Member(
+            name=f"replica-{i}",
+            address=server.address,
+            profile=profiles[i % len(profiles)],
+            speed=1.0,
+            kind="remote",
+        )
+        for i, server in enumerate(found)
+    ]
+
+
+def _tls(certificate: Path | None, key: Path | None) -> ssl.SSLContext | None:
+    if certificate is None and key is None:
+        return None
+    if certificate is None or key is None:
+        raise SettingsError("--tls-cert and --tls-key go together; give both or none.")
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    try:
+        context.load_cert_chain(certificate, key)
+    except (OSError, ssl.SSLError) as error:
+        raise SettingsError(f"Cannot use the certificate {certificate}: {error}.") from None
+    context.set_alpn_protocols(["h2"])
+    return context
