@@ -1,37 +1,24 @@
-"""gRPC, the server's side: calls whose messages are bytes, answered by callbacks, over `http2`."""
+"""gRPC, the server's side: calls whose messages are bytes, answered by callbacks."""
 
 import asyncio
 import logging
-import ssl
-import struct
 from collections.abc import Callable, Mapping
-from enum import IntEnum
+from contextlib import suppress
 from pathlib import Path
-from typing import Protocol
-from urllib.parse import quote
+from typing import Any, Protocol
 
-from autopoiesis.gateway.http2 import Connection, Headers, Receiver, Stream, literals
+import grpc
+import grpc.aio
 
 log = logging.getLogger(__name__)
 
-_PREFIX = struct.Struct(">BI")
-"""Of a message: whether it is compressed, its length."""
-_RESPONSE = literals({"content-type": "application/grpc"})
-_RESPONSE_HEADERS = b"\x88" + _RESPONSE
-"""Status 200, from HPACK's static table, and the content type."""
 HEALTH = "/grpc.health.v1.Health/Check"
 SERVING, NOT_SERVING = b"\x08\x01", b"\x08\x02"
 """`HealthCheckResponse` as it is sent."""
+GRACE_S = 0.5
+"""How long calls may go on after the server was told to close."""
 
-
-class Code(IntEnum):
-    """gRPC's status codes, as far as they are used here."""
-
-    OK = 0
-    NOT_FOUND = 5
-    RESOURCE_EXHAUSTED = 8
-    UNIMPLEMENTED = 12
-    INTERNAL = 13
+Code = grpc.StatusCode
 
 
 class Caller(Protocol):
@@ -53,137 +40,128 @@ class Caller(Protocol):
 class Call:
     """Our end of one call."""
 
-    __slots__ = ("_caller", "_longest_message", "_partial", "_started", "_stream", "is_over")
+    __slots__ = ("_changed", "_status", "_unsent", "is_over")
 
-    def __init__(self, stream: Stream, longest_message: int) -> None:
+    def __init__(self) -> None:
         self.is_over = False
         """Ended by us or broken off; nothing more can be said."""
-        self._stream = stream
-        self._started = False
-        self._partial = bytearray()
-        self._longest_message = longest_message
-        self._caller: Caller | None = None
-
-    def answered_by(self, caller: Caller) -> "Call":
-        """Tell `caller` what comes in."""
-        self._caller = caller
-        return self
+        self._unsent: list[bytes] = []
+        self._status = (Code.OK, "")
+        self._changed = asyncio.Event()
 
     def send(self, message: bytes) -> None:
         """Send a message; in vain if the call is over."""
-        if self.is_over:
-            return
-        if not self._started:
-            self._started = True
-            self._stream.headers(_RESPONSE_HEADERS)
-        self._stream.write(_PREFIX.pack(0, len(message)) + message)
+        if not self.is_over:
+            self._unsent.append(message)
+            self._changed.set()
 
-    def end(self, code: Code = Code.OK, message: str = "") -> None:
-        """End the call."""
-        if self.is_over:
-            return
-        self.is_over = True
-        trailers = _OK if code is Code.OK else _trailers(code, message)
-        self._stream.end(trailers if self._started else _RESPONSE_HEADERS + trailers)
-
-    # --- what the stream tells ----------------------------------------------------------------
-
-    def data(self, data: bytes) -> None:
-        """Put messages together from parts."""
-        if self.is_over:
-            return
-        if not self._partial and len(data) >= 5:
-            compressed, length = _PREFIX.unpack_from(data)
-            if length == len(data) - 5 and not compressed:
-                self._tell(data[5:])
-                return
-        self._partial += data
-        while len(self._partial) >= 5 and not self.is_over:
-            compressed, length = _PREFIX.unpack_from(self._partial)
-            if compressed:
-                self.end(Code.UNIMPLEMENTED, "messages must not be compressed")
-            elif length > self._longest_message:
-                self.end(Code.RESOURCE_EXHAUSTED, f"a message of {length} bytes is too long")
-            elif len(self._partial) < 5 + length:
-                return
-            else:
-                message = bytes(self._partial[5 : 5 + length])
-                del self._partial[: 5 + length]
-                self._tell(message)
-
-    def ended(self) -> None:
-        """The other side will send no more."""
-        if self._caller and not self.is_over:
-            self._caller.half_closed()
-
-    def gone(self) -> None:
-        """The other side broke off, or is gone itself."""
+    def end(self, code: grpc.StatusCode = Code.OK, message: str = "") -> None:
+        """End the call, once what was sent before has gone out."""
         if not self.is_over:
             self.is_over = True
-            if self._caller:
-                self._caller.gone()
+            self._status = (code, message)
+            self._changed.set()
 
-    def _tell(self, message: bytes) -> None:
-        assert self._caller
+    async def serve(self, caller: Caller, context: Any) -> None:
+        """Hand on what comes in, send what the caller says, until either side ends the call."""
+        reading = self._read(context)
         try:
-            self._caller.received(message)
+            while not self.is_over:
+                await self._changed.wait()
+                self._changed.clear()
+                if reading is not None and reading.done():
+                    message = reading.result()
+                    more = message is not grpc.aio.EOF
+                    self._tell(caller, message if more else None)
+                    reading = self._read(context) if more and not self.is_over else None
+                await self._send_all(context)
+            await self._send_all(context)
+            context.set_code(self._status[0])
+            context.set_details(self._status[1])
+        finally:
+            if reading is not None:
+                reading.cancel()
+            if not self.is_over:
+                self.is_over = True
+                caller.gone()
+
+    def _read(self, context: Any) -> asyncio.Future[Any]:
+        reading = asyncio.ensure_future(context.read())
+        reading.add_done_callback(lambda _: self._changed.set())
+        return reading
+
+    async def _send_all(self, context: Any) -> None:
+        while self._unsent:
+            await context.write(self._unsent.pop(0))
+
+    def _tell(self, caller: Caller, message: bytes | None) -> None:
+        try:
+            if message is None:
+                caller.half_closed()
+            else:
+                caller.received(message)
         except Exception:
             log.exception("A message could not be answered")
             self.end(Code.INTERNAL, "the message could not be answered")
 
 
-def _trailers(code: Code, message: str = "") -> bytes:
-    told = {"grpc-message": quote(message)[:120]} if message else {}
-    return literals({"grpc-status": str(int(code)), **told})
-
-
-_OK = _trailers(Code.OK)
-
 Service = Callable[[Call], Caller]
 """Answers a new call with who is told its messages."""
 
 
-class Server:
+class Server(grpc.GenericRpcHandler):
     """Serves calls by their path, `/package.Service/Method`."""
 
     def __init__(self, services: Mapping[str, Service], longest_message: int) -> None:
         """A call with a message of more than `longest_message` bytes is refused."""
-        self._services = {path.encode(): service for path, service in services.items()}
-        self._longest_message = longest_message
-        self._connections: set[Connection] = set()
-        self._listeners: list[asyncio.Server] = []
+        self._handlers = {path: _handler(service) for path, service in services.items()}
+        self._server = grpc.aio.server(
+            options=[
+                ("grpc.max_receive_message_length", longest_message),
+                ("grpc.so_reuseport", 0),
+                ("grpc.max_concurrent_streams", 100_000),
+            ]
+        )
+        self._server.add_generic_rpc_handlers((self,))
+
+    def service(self, handler_call_details: grpc.HandlerCallDetails) -> Any:
+        """Return who serves a path, None if nobody does."""
+        return self._handlers.get(handler_call_details.method)
 
     async def listen_on_socket(self, path: Path) -> None:
         """Listen on a Unix socket."""
         path.unlink(missing_ok=True)
-        loop = asyncio.get_running_loop()
-        self._listeners.append(await loop.create_unix_server(self._connection, str(path)))
+        self._server.add_insecure_port(f"unix:{path}")
+        await self._server.start()
 
-    async def listen_on_port(self, host: str, port: int, tls: ssl.SSLContext | None = None) -> int:
-        """Listen on a TCP port (0: any) and return it; OSError if it is taken."""
-        loop = asyncio.get_running_loop()
-        listener = await loop.create_server(self._connection, host, port, ssl=tls)
-        self._listeners.append(listener)
-        return int(listener.sockets[0].getsockname()[1])
+    async def listen_on_port(
+        self, host: str, port: int, tls: tuple[bytes, bytes] | None = None
+    ) -> int:
+        """Listen on a TCP port (0: any) and return it; OSError if it is taken. `tls`: key and certificate, PEM."""
+        address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        try:
+            if tls:
+                credentials = grpc.ssl_server_credentials([tls])
+                taken = self._server.add_secure_port(address, credentials)
+            else:
+                taken = self._server.add_insecure_port(address)
+        except RuntimeError as error:
+            raise OSError(str(error)) from None
+        await self._server.start()
+        return taken
 
-    def close(self) -> None:
+    async def close(self) -> None:
         """Listen no more and hang up."""
-        for listener in self._listeners:
-            listener.close()
-        for connection in list(self._connections):
-            connection.close()
+        await self._server.stop(GRACE_S)
 
-    def _connection(self) -> Connection:
-        return Connection(self._open, self._connections)
 
-    def _open(self, stream: Stream, headers: Headers) -> Receiver:
-        call = Call(stream, self._longest_message)
-        service = self._services.get(headers.get(b":path", b""))
-        if service is None:
-            call.end(Code.UNIMPLEMENTED, "there is no such method")
-        else:
-            call.answered_by(service(call))
-        return call
+def _handler(service: Service) -> Any:
+    async def serve(_: Any, context: Any) -> None:
+        call = Call()
+        with suppress(grpc.aio.BaseError):  # the other side is gone; the caller was told
+            await call.serve(service(call), context)
+
+    return grpc.stream_stream_rpc_method_handler(serve)
 
 
 class HealthCheck:

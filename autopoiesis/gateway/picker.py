@@ -94,7 +94,7 @@ class Picker:
             task.cancel()
         self.watch.stop()
         await self.link.close()
-        server.close()
+        await server.close()
 
     # --- what the controller and the supervisor say -------------------------------------------
 

@@ -8,7 +8,6 @@ import asyncio
 import logging
 import secrets
 import signal
-import ssl
 import time
 from collections.abc import Callable, Sequence
 
@@ -56,7 +55,7 @@ class StandalonePicker:
         self._say = say
 
     async def run(
-        self, host: str, port: int, tls: ssl.SSLContext | None, stop: asyncio.Event
+        self, host: str, port: int, tls: tuple[bytes, bytes] | None, stop: asyncio.Event
     ) -> None:
         """Listen and serve; OSError if the port is taken."""
         server = Server(
@@ -76,7 +75,7 @@ class StandalonePicker:
         for task in tasks:
             task.cancel()
         self._watch.stop()
-        server.close()
+        await server.close()
 
     def sampled(self, sample: ReplicaSample) -> None:
         """A replica was polled; nobody keeps it here."""
@@ -107,7 +106,7 @@ class StandalonePicker:
 
 
 async def serve(
-    picker: StandalonePicker, host: str, port: int, tls: ssl.SSLContext | None = None
+    picker: StandalonePicker, host: str, port: int, tls: tuple[bytes, bytes] | None = None
 ) -> None:
     """Serve until SIGTERM or SIGINT; OSError if the port is taken."""
     stop = asyncio.Event()

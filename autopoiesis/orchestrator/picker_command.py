@@ -59,15 +59,14 @@ async def _members(settings: Settings) -> Sequence[Member]:
     ]
 
 
-def _tls(certificate: Path | None, key: Path | None) -> ssl.SSLContext | None:
+def _tls(certificate: Path | None, key: Path | None) -> tuple[bytes, bytes] | None:
+    """Return the key and the certificate, once it is sure that they fit together."""
     if certificate is None and key is None:
         return None
     if certificate is None or key is None:
         raise SettingsError("--tls-cert and --tls-key go together; give both or none.")
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     try:
-        context.load_cert_chain(certificate, key)
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certificate, key)
+        return key.read_bytes(), certificate.read_bytes()
     except (OSError, ssl.SSLError) as error:
         raise SettingsError(f"Cannot use the certificate {certificate}: {error}.") from None
-    context.set_alpn_protocols(["h2"])
-    return context
