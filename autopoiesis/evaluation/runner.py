@@ -81,4 +81,6 @@ def _work(unit: Unit) -> Part:
 
 
 def _calm() -> None:
+    """Be nice, and quiet: a solver's library prints to standard output, which is the command's."""
     os.nice(NICENESS)
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)

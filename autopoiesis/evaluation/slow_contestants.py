@@ -17,8 +17,10 @@ from autopoiesis.evaluation.slow_search import Genome, child, policy_of, search,
 from autopoiesis.evaluation.total_time import (
     LIMIT_S,
     Answer,
+    Decide,
     State,
     Workload,
+    done,
     run,
     total_time,
 )
@@ -29,7 +31,11 @@ HYSTERESIS = 0.02
 """Share of the remaining time by which another policy must be better to take over."""
 PARENTS = 6
 """Best policies that are bred from."""
-LOOK_STEPS = 4
+HORIZON_S = 900.0
+"""A trial that is not done by then counts as one that never is."""
+TRIAL_STEP_S = 10.0
+"""How often a policy is asked in a trial: less often than really, so that a trial costs less."""
+LOOK_STEPS = 8
 """Steps after which candidates are compared although nothing has changed."""
 
 
@@ -65,18 +71,20 @@ def fixed(genome: Genome) -> SlowContestant:
 
 def _alone(work: Workload, genome: Genome) -> State:
     policy = policy_of(genome)
+    return total_time(work, lambda at, w, f: (policy.decide(w, f, at.plan), policy.order))
 
-    def decide(state: State, window: WindowFeatures, fleet: FleetFeatures) -> tuple[Answer, Order]:
-        return policy.decide(window, fleet, state.plan), policy.order
 
-    return total_time(work, decide)
+def _tried(genome: Genome) -> Decide:
+    """Return the policy as trial runs ask it."""
+    policy = policy_of(genome)
+    return lambda at, w, f: (policy.imagine(w, f, at.plan), policy.order)
 
 
 def _past_cost(past: Workload, spent: Spent) -> Callable[[Genome], float]:
     def cost(genome: Genome) -> float:
         with spent.thinking():
             spent.replays += 1
-            return _alone(past, genome).now_s
+            return total_time(past, _tried(genome)).now_s
 
     return cost
 
@@ -167,8 +175,7 @@ def is_harmful(work: Workload, swap: Swap) -> bool:
 
     def left_s(genome: Genome) -> float:
         state = swap.at.copy()
-        policy = policy_of(genome)
-        run(work, state, lambda at, w, f: (policy.decide(w, f, at.plan), policy.order), LIMIT_S)
+        run(work, state, _tried(genome), LIMIT_S, TRIAL_STEP_S)
         return state.now_s - swap.at.now_s
 
     return left_s(swap.new) > (1.0 + HARMFUL) * left_s(swap.old)
@@ -230,14 +237,11 @@ class _Mind:
     def _cost(self, ahead: Workload, state: State, genome: Genome) -> float:
         """Return how long the outlook would take from here under a policy [s]."""
         self.spent.replays += 1
-        policy = policy_of(genome)
         trial = state.copy()
         trial.phase = 0
-
-        def decide(at: State, window: WindowFeatures, fleet: FleetFeatures) -> tuple[Answer, Order]:
-            return policy.decide(window, fleet, at.plan), policy.order
-
-        run(ahead, trial, decide, state.now_s + LIMIT_S)
+        run(ahead, trial, _tried(genome), state.now_s + HORIZON_S, TRIAL_STEP_S)
+        if not done(ahead, trial):
+            return LIMIT_S
         return trial.now_s - state.now_s
 
 

@@ -134,6 +134,14 @@ def ablation(quick: bool) -> Suite:
     )
 
 
+QUICK_PAPER = {
+    ("homogeneous", "sharegpt", "paper"),
+    ("heterogeneous", "sharegpt", "paper"),
+    ("heterogeneous", "sharegpt", "replica"),
+    ("elastic", "spotserve-1", "paper"),
+}
+
+
 def paper(quick: bool) -> Suite:
     """Return the paper's clusters and phases, with its costs of reconfiguration and with one per replica."""
     pairs = (("sharegpt", "longbench"), ("longbench", "sharegpt"))
@@ -146,12 +154,10 @@ def paper(quick: bool) -> Suite:
     ]
     return Suite(
         "paper",
-        tuple(s for s in scenarios if s.trace in {"sharegpt", "spotserve-1"})
-        if quick
-        else tuple(scenarios),
+        tuple(s for s in scenarios if not quick or (s.cluster, s.trace, s.costs) in QUICK_PAPER),
         tuple(slow_contestants()),
         2 if quick else 10,
-        SlowEffort(60, 8) if quick else SlowEffort(),
+        SlowEffort(past_tries=20, tries=6) if quick else SlowEffort(),
         cost="total_s",
     )
 
