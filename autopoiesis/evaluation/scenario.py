@@ -162,24 +162,25 @@ def situation_of(scenario: Scenario, seed: int, traces: Path) -> Situation:
 def segments(
     scenario: Scenario, seed: int, replicas: Sequence[ReplicaSpec], read: ReadTrace
 ) -> list[Trace]:
-    """Cut each segment out of its trace, one behind the other, at its share of the capacity."""
+    """Cut each segment out of its trace, one behind the other, at its share of the capacity.
+
+    What the fleet can serve is measured on the requests where the segment begins, since lengths drift.
+    """
     whole: dict[str, Trace] = {}
-    capacity: dict[str, float] = {}
-    next_s: dict[str, float] = {}
+    next_row: dict[str, int] = {}
     cut: list[Trace] = []
     for segment in _all(scenario):
         name = segment.trace
         if name not in whole:
             whole[name] = read(name)
             # Every seed begins elsewhere, so it has other requests, not only other random numbers.
-            next_s[name] = whole[name].duration_s * ((seed * GOLDEN) % 1.0)
-            middle = whole[name].head(PROBED_REQUESTS)
-            capacity[name] = capacity_rps(middle, replicas, seed)
-        trace = whole[name]
-        rate_rps = len(trace) / trace.duration_s
-        speed = segment.load * capacity[name] / rate_rps
-        part, next_s[name] = _around(trace, next_s[name], segment.seconds * speed)
-        cut.append(part.speed(speed))
+            next_row[name] = int(len(whole[name]) * ((seed * GOLDEN) % 1.0))
+        trace, first = whole[name], next_row[name]
+        probe = min(first, max(len(trace) - PROBED_REQUESTS, 0))
+        probed = trace.select(np.arange(probe, min(probe + PROBED_REQUESTS, len(trace))))
+        n = round(segment.load * capacity_rps(probed, replicas, seed) * segment.seconds)
+        part, next_row[name] = _around(trace, first, max(n, 2))
+        cut.append(part.speed(part.duration_s / segment.seconds))
     return cut
 
 
@@ -209,28 +210,33 @@ def _all(scenario: Scenario) -> tuple[Segment, ...]:
     return scenario.past + scenario.judged
 
 
-def _around(trace: Trace, from_s: float, seconds: float) -> tuple[Trace, float]:
-    """Cut so many seconds out of a trace, which goes on at its beginning when it ends."""
-    if seconds > trace.duration_s:
+def _around(trace: Trace, first: int, n: int) -> tuple[Trace, int]:
+    """Take n requests from one on, going on at the trace's beginning when it ends; times from 0."""
+    if n > len(trace):
         raise TraceError(
-            f"{trace.name}: lasts {trace.duration_s:.0f} s, {seconds:.0f} s are needed at this rate; "
-            "use a shorter or slower segment"
+            f"{trace.name}: has {len(trace)} requests, {n} are needed at this load; "
+            "use a shorter segment or a smaller fleet"
         )
-    until_s = from_s + seconds
-    if until_s <= trace.duration_s:
-        return trace.slice(from_s, until_s), until_s
-    tail = trace.slice(from_s, np.inf)
-    head = trace.slice(0.0, until_s - trace.duration_s)
-    late = replace(head, arrival_s=head.arrival_s + trace.duration_s - from_s)
-    return _joined([tail, late], trace.name), until_s - trace.duration_s
+    last = first + n
+    tail = _from_zero(trace.select(np.arange(first, min(last, len(trace)))))
+    if last < len(trace):
+        return tail, last
+    head = _from_zero(trace.head(last - len(trace)))
+    mean_gap_s = trace.duration_s / len(trace)
+    late = replace(head, arrival_s=head.arrival_s + tail.duration_s + mean_gap_s)
+    return _joined([tail, late], trace.name), last - len(trace)
+
+
+def _from_zero(trace: Trace) -> Trace:
+    """Return the trace with times from its first request on."""
+    return replace(trace, arrival_s=trace.arrival_s - trace.arrival_s[:1])
 
 
 def _joined(parts: Sequence[Trace], name: str) -> Trace:
     """Put parts whose times do not overlap into one trace; sizes of blocks as `splice` has it."""
     there = [part for part in parts if len(part)]
     arrival_s = np.concatenate([part.arrival_s for part in there] or [np.zeros(0)])
-    from_zero = [replace(p, arrival_s=p.arrival_s - p.arrival_s[0]) for p in there]
-    return replace(splice(from_zero, name), arrival_s=arrival_s)
+    return replace(splice([_from_zero(part) for part in there], name), arrival_s=arrival_s)
 
 
 def _losses(fleet: ReplayFleet, from_s: float, to_s: float) -> list[float]:

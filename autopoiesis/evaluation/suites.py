@@ -61,7 +61,7 @@ class Suite:
 
 
 FULL = Effort()
-QUICK = Effort(past_replays=2000, cycle_replays=1200, cycle_s=10.0, cooldown_s=60.0)
+QUICK = Effort(past_replays=1000, cycle_replays=1200, cycle_s=10.0, cooldown_s=60.0)
 
 
 def dynamics(quick: bool) -> Suite:

@@ -41,5 +41,5 @@ def test_less_memory_serves_less():
 
 def test_a_trace_too_short_for_what_is_asked_is_refused(traces):
     long = type(SHIFT)("x", (Segment("short", 0.9, 1000.0),), SHIFT.judged, FLEET)
-    with pytest.raises(TraceError, match=r"short: lasts .* are needed"):
+    with pytest.raises(TraceError, match=r"short: has .* are needed"):
         situation_of(long, 0, traces)
