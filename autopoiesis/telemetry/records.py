@@ -180,6 +180,29 @@ class TwinErrorRow:
 
 
 @dataclass(frozen=True, slots=True)
+class PlanRow:
+    """A slow policy's word on what the fleet should be. A plan that is carried out has a second row at its end."""
+
+    window: int
+    """After which it was asked."""
+    arm_id: str
+    outcome: str
+    """begun, applied, given up, dry run, kept the old one, refused, failed."""
+    plan: str
+    """JSON; of a policy that failed, the plan that stays."""
+    created_s: float
+    scheduling_s: float = 0.0
+    """What the fleet waited for the policy [s]."""
+    cpu_s: float = 0.0
+    """CPU time that the policy took [s]."""
+    stale_s: float | None = None
+    """From the question until the plan was carried out: the time on the old one [s]."""
+    idle_replica_s: float | None = None
+    """Replica-seconds in which replicas were there and served nobody."""
+    finished_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class EventRow:
     """Something an operator would want to know, in one line."""
 

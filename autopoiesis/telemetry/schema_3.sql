@@ -31,6 +31,13 @@ alter table candidates alter column cost_usd set not null;
 
 alter table syntheses add column since_window bigint;  -- first window of what it answers; null for one by hand
 
+-- What a plan cost, as measured.
+alter table plans add column scheduling_s double default 0;  -- what the fleet waited for the policy
+alter table plans add column cpu_s double default 0;         -- CPU time that the policy took
+alter table plans add column stale_s double;                 -- from the question until it was carried out
+alter table plans add column idle_replica_s double;          -- replicas were there and served nobody
+alter table plans add column finished_s double;
+
 alter table windows add column regret_so_far double default 0.0;  -- sum over all windows up to this one
 update windows set regret_so_far = sums.so_far
 from (

@@ -26,6 +26,7 @@ from autopoiesis.telemetry.records import (
     CellRow,
     EventRow,
     GuardRails,
+    PlanRow,
     ReplicaSample,
     RequestRecord,
     SynthesisRow,
@@ -118,6 +119,7 @@ class Store:
         replicas: Sequence[ReplicaSample] = (),
         events: Sequence[EventRow] = (),
         state: Mapping[str, NDArray[Any]] | None = None,
+        plans: Sequence[PlanRow] = (),
     ) -> None:
         """Write one closed window, and with it the next window's allocation, in one transaction.
 
@@ -146,6 +148,7 @@ class Store:
             _insert(c, "twin_errors", _names(TwinErrorRow), twin_errors)
             _insert(c, "replicas", _names(ReplicaSample), replicas)
             _insert(c, "events", _names(EventRow), events)
+            _insert(c, "plans", _names(PlanRow), plans)
             if allocation is not None:
                 _replace_allocation(c, allocation)
             if arrays is not None:
