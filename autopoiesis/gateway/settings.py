@@ -146,6 +146,11 @@ class RunDir:
         return self.path / "fleet.json"
 
     @property
+    def switched_off(self) -> Path:
+        """Names of the replicas whose processes should not run."""
+        return self.path / "off.json"
+
+    @property
     def allocation(self) -> Path:
         """The last allocation the picker was given, with its arms."""
         return self.path / "allocation.json"

@@ -54,7 +54,8 @@ class Child:
         return self._process.pid if running and self._process else None
 
     async def start(self) -> None:
-        """Start the process and keep it running; OSError if it cannot be started at all."""
+        """Start the process, again after a `stop`, and keep it running; OSError if it cannot be started at all."""
+        self._stopping = False
         await self._spawn()
         self._keeper = asyncio.create_task(self._keep(), name=f"keep {self.name}")
 

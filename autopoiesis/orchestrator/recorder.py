@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from autopoiesis.arms.allocation import Allocation
 from autopoiesis.gateway.link import Batch
 from autopoiesis.orchestrator.loop import Settled
-from autopoiesis.telemetry.records import EventRow
+from autopoiesis.telemetry.records import EventRow, PlanRow
 from autopoiesis.telemetry.store import Store, TelemetryError
 
 log = logging.getLogger(__name__)
@@ -43,6 +43,7 @@ class ClosedWindow:
     events: Sequence[EventRow]
     state: dict[str, NDArray[Any]] | None
     """What the loop resumes from; None: a later window's will do."""
+    plans: Sequence[PlanRow] = ()
     attempts: int = 0
 
     def requests(self) -> int:
@@ -121,6 +122,7 @@ class Recorder:
             [sample for batch in closed.batches for sample in batch.replicas],
             [*settled.events, *closed.events],
             closed.state,
+            closed.plans,
         )
 
     def _make_do(self) -> None:

@@ -11,8 +11,10 @@ import orjson
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from autopoiesis.arms.objective import Objective
+from autopoiesis.arms.seeds import SLOW_SEEDS
 from autopoiesis.gateway.settings import DataPlaneSettings
 from autopoiesis.orchestrator.loop import LoopSettings
+from autopoiesis.orchestrator.plan_control import PlanSettings
 from autopoiesis.orchestrator.triggers import TriggerSettings
 from autopoiesis.synthesis.llm.settings import LlmSettings
 from autopoiesis.twin.latency import profile
@@ -72,6 +74,14 @@ class Settings(BaseModel):
     """Longest time one synthesis cycle may take; None: 20 s, and 120 s where models write."""
     synthesis_cooldown_s: float = Field(60.0, ge=0.0)
     """Shortest time between two synthesis cycles."""
+    plan_control: Literal["off", "dry-run", "on"] = "off"
+    """Whether slow policies may start and stop replicas: no, only say what they would, or yes."""
+    slow_policy: str = "never"
+    """Slow seed that plans for arms without a slow policy of their own."""
+    minimum_replicas: int = Field(1, ge=1)
+    """Fewest replicas that a plan may leave."""
+    plan_max_changes: int = Field(4, ge=1)
+    """Most replicas that may start or stop for one plan."""
     drain_s: float = Field(20.0, ge=0.0)
     """How long running requests may finish after a stop was asked for."""
     for_s: float | None = Field(None, gt=0.0)
@@ -93,10 +103,21 @@ class Settings(BaseModel):
             raise ValueError("at least one profile is needed")
         return names
 
+    @field_validator("slow_policy")
+    @classmethod
+    def _known_slow_policy(cls, name: str) -> str:
+        if name not in SLOW_SEEDS:
+            raise ValueError(f"there is no slow policy {name!r}; there are {', '.join(SLOW_SEEDS)}")
+        return name
+
     @model_validator(mode="after")
     def _fit_together(self) -> Self:
         if self.vllm and self.replica:
             raise ValueError("vllm and replica are both given; give one of them")
+        if self.plan_control == "on" and (self.replica or self.vllm):
+            raise ValueError(
+                "plan_control starts and stops simulated replicas only; set it to dry-run or off"
+            )
         if self.port == self.control_port:
             raise ValueError(
                 f"port and control_port are both {self.port}; give one of them another number"
@@ -123,6 +144,13 @@ class Settings(BaseModel):
             triggers=TriggerSettings(
                 target=self.target_utility, cooldown_s=self.synthesis_cooldown_s
             ),
+        )
+
+    @property
+    def plans(self) -> PlanSettings:
+        """How far plans may go."""
+        return PlanSettings(
+            self.plan_control, self.minimum_replicas, max_changes=self.plan_max_changes
         )
 
     @property

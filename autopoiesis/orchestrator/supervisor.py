@@ -21,6 +21,7 @@ from autopoiesis.gateway.files import read_or_create_secret
 from autopoiesis.gateway.settings import DataPlaneSettings, RunDir
 from autopoiesis.orchestrator.child import Child
 from autopoiesis.orchestrator.control_access import write_token
+from autopoiesis.orchestrator.live_capacity import SwitchFile
 from autopoiesis.orchestrator.settings import Settings
 from autopoiesis.orchestrator.vllm_fleet import ReplicaFailedError, bring_up
 from autopoiesis.replicas.devices import PlacementError
@@ -39,6 +40,7 @@ LONGEST_RUN_DIR = 90
 START_LIMIT_S = 900.0
 """Longest start: the first one on a machine compiles the decision and twin kernels."""
 STOP_GRACE_S = 5.0
+FOLLOW_EVERY_S = 0.3
 UP = frozenset({200, 401})
 """What a gateway that is up answers, the second if it wants a key."""
 
@@ -59,6 +61,7 @@ class Supervisor:
         self._say = say
         self._detail = detail
         self._children: list[Child] = []
+        self._following: asyncio.Task[None] | None = None
 
     @property
     def url(self) -> str:
@@ -97,9 +100,15 @@ class Supervisor:
         self._bring_salt(run_dir)
         await self._start_children(run_dir)
         await self._wait_ready()
+        if self.settings.plan_control == "on":
+            switches = SwitchFile(RunDir(run_dir).switched_off)
+            self._following = asyncio.create_task(self._follow(switches), name="follow the plan")
 
     async def stop(self) -> None:
         """Drain, then stop every child and remove the run directory."""
+        if self._following:
+            self._following.cancel()
+            await asyncio.gather(self._following, return_exceptions=True)
         by_name = {child.name: child for child in self._children}
         if "envoy" in by_name and by_name["envoy"].pid is not None:
             await envoy.drain(self.settings.run_dir.resolve(), self.settings.drain_s)
@@ -193,6 +202,24 @@ class Supervisor:
         await child.start()
         self._detail(f"started {name} (process {child.pid}, log {log})")
         return child
+
+    async def _follow(self, switches: SwitchFile) -> None:
+        """Run the simulated replicas that should run, and no others."""
+        simulated = {m.name for m in self.members if m.kind == "simulated"}
+        children = [child for child in self._children if child.name in simulated]
+        stopped: set[str] = set()
+        while True:
+            off = switches.read()
+            for child in children:
+                if child.name in off and child.name not in stopped:
+                    stopped.add(child.name)
+                    await child.stop(STOP_GRACE_S)
+                    self._say(f"{child.name} is stopped: the plan needs it no more")
+                elif child.name in stopped and child.name not in off:
+                    await child.start()
+                    stopped.discard(child.name)
+                    self._say(f"{child.name} is started: the plan needs it")
+            await asyncio.sleep(FOLLOW_EVERY_S)
 
     def _on_exit(self, name: str, code: int) -> None:
         how = f"was killed by signal {-code}" if code < 0 else f"ended with code {code}"
