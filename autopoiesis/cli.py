@@ -34,6 +34,7 @@ from autopoiesis.cli_options import (
     stop_with,
 )
 from autopoiesis.cli_picker import picker
+from autopoiesis.cli_replay import replay
 from autopoiesis.cli_synthesize import synthesize
 from autopoiesis.cli_twin import twin_app
 
@@ -49,6 +50,7 @@ app.add_typer(arms_app, name="arms")
 app.add_typer(control_app, name="control")
 app.add_typer(traces_app, name="traces")
 app.add_typer(twin_app, name="twin")
+app.command()(replay)
 app.command()(synthesize)
 app.command()(bench)
 app.command()(picker)
@@ -232,82 +234,6 @@ def load(
     show(summary.as_dict(), load_table(summary), json)
     if summary.completed == 0:
         raise typer.Exit(FAILED)
-
-
-@app.command()
-def replay(
-    trace: Annotated[Path, typer.Argument(help="Trace to run in the twin.")],
-    replicas: Annotated[int, typer.Option(min=1, max=1024, help="Replicas in the twin.")] = 4,
-    profile: Profiles = None,
-    speed: Annotated[
-        float, typer.Option(min=0.001, help="Replay this many times faster than recorded.")
-    ] = 1.0,
-    arm: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--arm",
-            metavar="ID|NAME|FILE.py",
-            help="Run this arm instead of every human one; repeatable.",
-        ),
-    ] = None,
-    online: Annotated[
-        bool, typer.Option("--online/--no-online", help="Also run the learning system.")
-    ] = True,
-    evolve: Annotated[
-        bool, typer.Option("--evolve", help="Let the learning system synthesize arms.")
-    ] = False,
-    window: Annotated[
-        float | None, typer.Option("--window", help="Length of a window [s]. [default: 10]")
-    ] = None,
-    for_s: Annotated[
-        float | None, typer.Option("--for", metavar="S", help="Use this many seconds of the trace.")
-    ] = None,
-    capacity: Annotated[
-        Path | None,
-        typer.Option(
-            "--capacity",
-            metavar="FILE",
-            help="Capacity trace that takes and gives replicas meanwhile, as spot markets do.",
-        ),
-    ] = None,
-    notice: Annotated[
-        float,
-        typer.Option(
-            "--notice", min=0.0, metavar="S", help="How long before its loss a replica drains."
-        ),
-    ] = 0.0,
-    start_up: Annotated[
-        float | None,
-        typer.Option(
-            "--start-up",
-            min=0.0,
-            metavar="S",
-            help="How long a replica takes to start. [default: 31 to 116, by chance]",
-        ),
-    ] = None,
-    slo_ttft: SloTtft = None,
-    slo_tpot: SloTpot = None,
-    data_dir: DataDir = None,
-    config: Config = None,
-    seed: Seed = None,
-    json: Json = None,
-    quiet: Quiet = False,
-) -> None:
-    """Run a trace in the twin: every human arm (or the given ones), the online system, the oracle."""
-    from autopoiesis.orchestrator.replay_command import replay_command
-    from autopoiesis.orchestrator.tables import replay_table
-
-    with refusals():
-        settings = read_settings(
-            config, profile=profile, window_s=window, slo_ttft_s=slo_ttft, slo_tpot_s=slo_tpot,
-            data_dir=data_dir, seed=seed,
-        )  # fmt: skip
-        report = replay_command(
-            settings, trace, replicas=replicas, speed=speed, arms=arm or (), online=online, evolve=evolve,
-            for_s=for_s, quiet=quiet or json == "-", capacity_file=capacity, notice_s=notice,
-            start_up_s=start_up,
-        )  # fmt: skip
-    show(report.as_dict(), replay_table(report), json)
 
 
 @app.command()

@@ -83,6 +83,7 @@ def refusals() -> Generator[None]:
     from autopoiesis.arms.registry import RegistryError
     from autopoiesis.orchestrator.control_access import NoTokenError
     from autopoiesis.orchestrator.control_client import RefusedError
+    from autopoiesis.orchestrator.counterfactual import CounterfactualError
     from autopoiesis.orchestrator.exchange import FolderError
     from autopoiesis.orchestrator.rails import OrderError
     from autopoiesis.orchestrator.report import ReportError
@@ -106,7 +107,7 @@ def refusals() -> Generator[None]:
         stop_with(WRONG_USAGE, str(error))
     except (RefusedError, FolderError, OrderError, CalibrationError, ProfileError) as error:
         stop_with(WRONG_USAGE, str(error))
-    except (HardwareError, SpeedError, BriefError, ReportError) as error:
+    except (HardwareError, SpeedError, BriefError, ReportError, CounterfactualError) as error:
         stop_with(WRONG_USAGE, str(error))
 
 

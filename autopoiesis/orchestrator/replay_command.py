@@ -129,6 +129,11 @@ def _evolve(settings: Settings) -> Callable[[Request], list[Newcomer]]:
 
 def find_arms(settings: Settings, keys: Sequence[str]) -> list[Arm]:
     """Find arms by file, or by id or name among the seeds and the arms of the data directory."""
+    return arms_by_key(keys, lambda: _registry(settings))
+
+
+def arms_by_key(keys: Sequence[str], among: Callable[[], Registry]) -> list[Arm]:
+    """Find arms by file, or by id or name in a registry that is only opened if it is needed."""
     known: Registry | None = None
     found: list[Arm] = []
     for key in keys:
@@ -139,7 +144,7 @@ def find_arms(settings: Settings, keys: Sequence[str]) -> list[Arm]:
             except OSError as error:
                 raise RegistryError(f"Cannot read the policy {path}: {error.strerror}.") from None
             continue
-        known = known or _registry(settings)
+        known = known or among()
         found.append(known.get(key))
     for arm in found:
         if not arm.source:

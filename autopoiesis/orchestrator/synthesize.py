@@ -10,7 +10,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from autopoiesis.arms.arm import Arm, Origin, State
+from autopoiesis.arms.arm import Arm, Origin
 from autopoiesis.arms.seeds import seed_arms, slow_seed_arms
 from autopoiesis.gateway.settings import RunDir
 from autopoiesis.orchestrator.catalogue import ask_telemetry
@@ -21,6 +21,7 @@ from autopoiesis.orchestrator.orders import ordering
 from autopoiesis.orchestrator.registrar import NewArm, Said
 from autopoiesis.orchestrator.replay_command import traffic_and_fleet
 from autopoiesis.orchestrator.settings import Settings, SettingsError
+from autopoiesis.orchestrator.stored import stored_arms, stored_fleet, stored_requests_between
 from autopoiesis.orchestrator.supervisor import CannotStartError, running_control_url
 from autopoiesis.orchestrator.triggers import Trigger
 from autopoiesis.orchestrator.yards import cut_with_capacity, paired
@@ -33,7 +34,6 @@ from autopoiesis.synthesis.llm.exchange import read_recording
 from autopoiesis.synthesis.step import promoted_arms
 from autopoiesis.telemetry.query import QueryError
 from autopoiesis.telemetry.records import CandidateRow, SynthesisRow
-from autopoiesis.telemetry.requests import COLUMNS, requests_of
 from autopoiesis.telemetry.store import TelemetryError
 from autopoiesis.twin.capacity_trace import CapacityTrace, read_capacity
 from autopoiesis.twin.latency import profile
@@ -220,43 +220,24 @@ def _stored_brief(settings: Settings, windows: int) -> Brief:
             f"There are {len(spans)} stored windows with requests; let the instance serve for longer."
         )
     from_s, to_s = float(spans[-1][1]), float(spans[0][2])
-    rows = ask(
-        f"select {', '.join(COLUMNS)} from requests "  # noqa: S608 - our own columns and numbers
-        f"where arrived_s >= {from_s!r} and arrived_s < {to_s!r} order by arrived_s"
-    )
-    recent, _ = observed(requests_of(rows))
+    recent, _ = observed(stored_requests_between(settings, from_s, to_s))
     names = ask(
         f"select replica from replicas where at_s >= {from_s!r} group by replica order by min(rowid)"  # noqa: S608
     )
-    arms = [
-        Arm(i, name, Origin(origin), State(state), source, 0.0)
-        for i, name, origin, state, source in ask(
-            "select id, name, origin, state, source from arms where source <> ''"
-        )
-    ]
+    arms = stored_arms(settings)
     serving = [arm for arm in arms if arm.serves] or seed_arms()
     known = [arm.id for arm in arms if arm not in serving]
     last = int(spans[0][0])
     return brief_of(
         Trigger("operator", last, time.time(), f"asked by hand on the windows up to {last}"),
         recent,
-        _fleet(settings, [str(name) for (name,) in names]),
+        stored_fleet(settings, [str(name) for (name,) in names]),
         serving,
         known,
         settings.model_copy(update={"window_s": (to_s - from_s) / len(spans)}),
         lessons_of(ask_telemetry(settings, LESSONS, MOST_REQUESTS)),
         windows,
     )
-
-
-def _fleet(settings: Settings, names: Sequence[str]) -> list[ReplicaSpec]:
-    """Return the fleet as the twin models it; of a stopped one, with the profiles of the settings."""
-    if running_control_url(settings.data_dir) is not None:
-        members = read_fleet(RunDir(settings.run_dir).fleet)
-        return [ReplicaSpec(m.name, profile(m.profile), m.speed) for m in members]
-    known = names or [f"replica-{i}" for i in range(settings.simulate)]
-    kinds = settings.profile
-    return [ReplicaSpec(name, profile(kinds[i % len(kinds)])) for i, name in enumerate(known)]
 
 
 def _keep(settings: Settings, row: SynthesisRow, by: str) -> str:

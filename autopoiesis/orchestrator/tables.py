@@ -205,6 +205,30 @@ def replay_table(report: Describable) -> Table:
     return table
 
 
+def counterfactual_table(report: Describable) -> Table:
+    """Show what each arm would have earned on stored windows, best first."""
+    told = report.as_dict()
+    table = Table(
+        title=f"windows {told['first_window']} to {told['last_window']}: {told['requests']:,} requests "
+        f"in {told['windows']} windows earned {number(told['observed_utility'])}"
+    )
+    table.add_column("policy")
+    for column in ("utility", "at 95 %", "twin alone", "played", "gain", "gain at 95 %"):
+        table.add_column(column, justify="right")
+    for row in told["arms"]:
+        table.add_row(
+            escape(row["policy"]),
+            number(row["utility"]),
+            f"{number(row['low'])} to {number(row['high'])}",
+            number(row["twin"]),
+            f"{row['windows_played']}",
+            f"{row['gain']:+.3f}",
+            f"{row['gain_low']:+.3f} to {row['gain_high']:+.3f}",
+        )
+    table.caption = "utility had the arm served all of it; gain over what was really earned"
+    return table
+
+
 def calibration_table(calibration: Calibration) -> Table:
     """Show the coefficients before and after, with their intervals."""
     table = Table(
