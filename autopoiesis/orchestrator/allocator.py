@@ -27,6 +27,8 @@ UNEVEN = 0.15
 """Shards stay where they are while no cell is further off than this."""
 UNIFORM_REQUESTS = 256.0
 """Requests, spread evenly over the shards, that are added to those seen: few say little."""
+MOST_LOSS = 0.005
+"""Utility that exploring arms believed to be worse may cost, in the mean over all traffic."""
 LEAD = 1.5
 """How many times likelier than the incumbent an arm must be to take the lead from it."""
 TRIAL_SHARE = 0.5
@@ -162,36 +164,37 @@ def concentrated(
     cells: int,
     exploration: float = 1.0,
     incumbent: str | None = None,
+    charged: Mapping[str, float] | None = None,
+    gaps: Mapping[str, float] | None = None,
 ) -> dict[str, float]:
-    """Leave challengers at most one cell of a window; the others go to those who lead.
+    """Leave challengers at most one cell of a window; the others go to the one that leads.
 
-    Who leads: the likeliest arm, and the likeliest that is not limited. The `incumbent` stays ahead
-    until another is `LEAD` times as likely, so that equal arms do not take turns. Challengers that are not
-    limited get at most `exploration` of all cells in the long run; limited ones have their caps.
-    Challengers come first in the result: `systematic` then draws at most one of them.
+    Who leads: the likeliest arm that is not limited. The `incumbent` stays ahead
+    until another is `LEAD` times as likely, so that equal arms do not take turns. Challengers have the
+    probabilities `charged`, what a split of the fleet costs being paid. All but canaries, which have
+    their caps, get at most `exploration` of all cells in the long run, and no more than is expected to
+    cost `MOST_LOSS` of utility, by the `gaps` of the arms to the best one. Challengers come first in
+    the result: `systematic` then draws at most one of them.
     """
 
     def standing(arm: str) -> float:
         return probabilities[arm] * (LEAD if arm == incumbent else 1.0)
 
-    leader = max(probabilities, key=standing)
     free = [a for a in probabilities if a not in limits.arms()]
-    fallback = max(free, key=standing) if free else leader
-    challengers = {a: p for a, p in probabilities.items() if a not in {leader, fallback}}
-    exploring = sum(p for a, p in challengers.items() if a in free)
-    if exploring > exploration:
-        scale = exploration / exploring
-        challengers = {a: p * scale if a in free else p for a, p in challengers.items()}
+    leader = max(free or probabilities, key=standing)
+    challengers = {a: p for a, p in (charged or probabilities).items() if a != leader}
+    exploring = {a: p for a, p in challengers.items() if a not in limits.canaries}
+    loss = sum(p * max((gaps or {}).get(a, 0.0), 0.0) for a, p in exploring.items())
+    scale = min(
+        1.0,
+        exploration / max(sum(exploring.values()), 1e-12),
+        MOST_LOSS / max(loss, 1e-12),
+    )
+    challengers |= {a: p * scale for a, p in exploring.items()}
     total = sum(challengers.values())
     if total > 1.0 / cells:
         challengers = {a: p / total / cells for a, p in challengers.items()}
-    left = 1.0 - sum(challengers.values()) - probabilities[leader]
-    left -= 0.0 if fallback == leader else probabilities[fallback]
-    most = limits.caps(cells).get(leader, 1.0)
-    leading = min(probabilities[leader] + left, max(most, probabilities[leader]))
-    result = challengers | {leader: leading}
-    rest = 1.0 - sum(result.values())
-    return result if fallback == leader else result | {fallback: rest}
+    return challengers | {leader: 1.0 - sum(challengers.values())}
 
 
 def with_trial(probabilities: Mapping[str, float], arm: str, cells: int) -> dict[str, float]:

@@ -184,16 +184,19 @@ class LinearThompson:
         eligible: Iterable[str] | None = None,
         caps: Mapping[str, float] | None = None,
         sample: bool = True,
+        charges: Mapping[str, float] | None = None,
     ) -> dict[str, float]:
         """Return each eligible arm's probability per cell, floor and caps included.
 
-        With `sample` off, inverse-gap weighting takes the place of Thompson sampling.
+        With `sample` off, inverse-gap weighting takes the place of Thompson sampling. `charges` are
+        what it costs to choose an arm [utility].
         """
         names = self.arms if eligible is None else [a for a in self.arms if a in set(eligible)]
         if not names:
             raise ValueError("no arm is eligible; at least one must be able to serve")
         at = [self.arms.index(a) for a in names]
         mean, sd = (v[at] for v in self.predict(context))
+        mean = mean - np.array([(charges or {}).get(a, 0.0) for a in names])
         if sample:
             samples = mean + sd * rng.standard_normal((self.settings.draws, len(names)))
             chosen = np.bincount(samples.argmax(axis=1), minlength=len(names)) / self.settings.draws

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from autopoiesis.orchestrator.bandit import BanditSettings, LinearThompson
 from autopoiesis.orchestrator.context import FEATURES, Scaler
+from autopoiesis.orchestrator.regimes import Regimes
 from autopoiesis.telemetry.records import CellRow
 
 Floats = NDArray[np.float64]
@@ -25,10 +26,11 @@ HALF_WEIGHT_REQUESTS = 20
 
 
 class Beliefs:
-    """The bandit over the arms' advantages, the model of their level, and the present context."""
+    """The bandit over the arms' advantages, the model of their level, the context, and what was like it."""
 
     def __init__(self, settings: BanditSettings) -> None:
         self.bandit = LinearThompson(FEATURES, settings)
+        self.regimes = Regimes()
         self.context: dict[str, float] | None = None
         self.foresight: dict[str, float] = {}
         """Advantages that the twin sees in the window that has just ended, before it settles."""
@@ -51,11 +53,13 @@ class Beliefs:
         for arm in arms:
             if arm not in self.bandit.arms:
                 self.bandit.add(arm, mean)
+        self.regimes.meet(arms)
 
     def enter(self, context: dict[str, float]) -> None:
         """Take the context of the window that has just ended for the present one."""
         self.context = context
         self._scaler.update(context)
+        self.regimes.enter(context)
 
     @property
     def vector(self) -> Floats:
@@ -78,21 +82,36 @@ class Beliefs:
         eligible: Iterable[str],
         caps: Mapping[str, float] | None,
         sample: bool,
+        charges: Mapping[str, float] | None = None,
     ) -> dict[str, float]:
-        """Return each eligible arm's probability per cell in the present context.
+        """Return each eligible arm's probability per cell in the present context; some may be charged."""
+        return self._outlook().probabilities(self.vector, rng, eligible, caps, sample, charges)
 
-        Foresight counts here as if it had been learned; when the window settles it is learned.
+    def gaps(self, arms: Collection[str]) -> dict[str, float]:
+        """Return how much less than the best of these arms each of them is expected to earn next."""
+        outlook = self._outlook()
+        mean = dict(zip(outlook.arms, outlook.predict(self.vector)[0].tolist(), strict=True))
+        best = max((mean[a] for a in arms), default=0.0)
+        return {a: best - mean[a] for a in arms}
+
+    def _outlook(self) -> LinearThompson:
+        """Return the bandit as if it had learned what is foreseen and what is recalled of the regime.
+
+        What is foreseen is learned when the window settles; what is recalled counts while it is there.
         """
         bandit = LinearThompson.from_arrays(self.bandit.to_arrays(), self.bandit.settings)
-        for arm, advantage in self.foresight.items():
+        said = [(arm, gain, self.foresight_weight) for arm, gain in self.foresight.items()]
+        said += [(arm, *memory) for arm, memory in self.regimes.recalled().items()]
+        for arm, advantage, weight in said:
             if arm in bandit.arms:
-                bandit.update(arm, self.vector, advantage, self.foresight_weight, imputed=True)
-        return bandit.probabilities(self.vector, rng, eligible, caps, sample)
+                bandit.update(arm, self.vector, advantage, weight, imputed=True)
+        return bandit
 
     def learn(
         self,
         rows: Sequence[CellRow],
         vector: Floats,
+        context: Mapping[str, float],
         estimates: Mapping[str, float],
         lean: Mapping[str, float],
         trust: float,
@@ -100,6 +119,7 @@ class Beliefs:
     ) -> float | None:
         """Learn a window decided in the context `vector`; return what was observed minus expected.
 
+        `context` is what the window turned out to be like: it tells in which regime this is remembered.
         `estimates` are the doubly robust ones, `lean` is added to them, `trust` is the twin's and
         `imputed_weight` what its word on an arm that did not play is worth, in observations. None if
         nothing was observed.
@@ -117,6 +137,7 @@ class Beliefs:
         base = level if estimates else expected
         trust = trust if estimates else 0.0
         residual = total = 0.0
+        seen_of: dict[str, tuple[float, float]] = {}
         for row, utility in zip(seen, observed, strict=True):
             arm = row.arm_id
             weight = row.requests / (row.requests + HALF_WEIGHT_REQUESTS)
@@ -124,23 +145,33 @@ class Beliefs:
             residual += weight * (utility - expected - advantage)
             total += weight
             word = trust * estimates.get(arm, utility) + (1.0 - trust) * utility
-            self.bandit.update(arm, vector, word - base + lean.get(arm, 0.0), weight)
-        played = {row.arm_id for row in seen}
+            gain = word - base + lean.get(arm, 0.0)
+            self.bandit.update(arm, vector, gain, weight)
+            mean, known = seen_of.get(arm, (0.0, 0.0))
+            seen_of[arm] = (mean + (gain - mean) * weight / (known + weight), known + weight)
         for arm, estimate in estimates.items():
-            if arm not in played and arm in self.bandit.arms:
-                advantage = estimate - base + lean.get(arm, 0.0)
-                self.bandit.update(arm, vector, advantage, imputed_weight, imputed=True)
+            if arm not in seen_of and arm in self.bandit.arms:
+                gain = estimate - base + lean.get(arm, 0.0)
+                self.bandit.update(arm, vector, gain, imputed_weight, imputed=True)
+                seen_of[arm] = (gain, imputed_weight)
+        self.regimes.learn(context, seen_of)
         return residual / total
 
     def temper(self, keep: float) -> None:
         """Keep only a share of what is known: the world has changed."""
         self.bandit.temper(keep)
         self._level.temper(keep)
+        self.regimes.temper(keep)
 
     def to_arrays(self) -> dict[str, NDArray[Any]]:
         """Return all that is believed as named arrays."""
         arrays: dict[str, NDArray[Any]] = {}
-        parts = {"bandit": self.bandit, "level": self._level, "scaler": self._scaler}
+        parts = {
+            "bandit": self.bandit,
+            "level": self._level,
+            "scaler": self._scaler,
+            "regimes": self.regimes,
+        }
         for part, owner in parts.items():
             arrays |= {f"{part}/{name}": array for name, array in owner.to_arrays().items()}
         present = [self.context, self.foresight, self.foresight_weight]
@@ -159,6 +190,8 @@ class Beliefs:
         beliefs.bandit = LinearThompson.from_arrays(_part(arrays, "bandit/"), settings)
         beliefs._level = LinearThompson.from_arrays(_part(arrays, "level/"), settings)
         beliefs._scaler = Scaler.from_arrays(_part(arrays, "scaler/"))
+        if regimes := _part(arrays, "regimes/"):  # states of before there were any have none
+            beliefs.regimes = Regimes.from_arrays(regimes)
         present = orjson.loads(np.asarray(arrays["present"], np.uint8).tobytes())
         beliefs.context, beliefs.foresight, beliefs.foresight_weight = present
         return beliefs

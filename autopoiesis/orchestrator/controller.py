@@ -14,8 +14,10 @@ from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from aiohttp import web
+from numpy.typing import NDArray
 
 from autopoiesis.arms.allocation import Allocation
 from autopoiesis.arms.arm import State
@@ -29,17 +31,13 @@ from autopoiesis.orchestrator.clock import SLACK_S, Moment, set_between
 from autopoiesis.orchestrator.control import control_app
 from autopoiesis.orchestrator.control_access import Access, read_token
 from autopoiesis.orchestrator.desk import Desk
+from autopoiesis.orchestrator.fleet_watch import FleetWatch, specs_of
 from autopoiesis.orchestrator.governor import Governor
-from autopoiesis.orchestrator.growth import (
-    LESSONS,
-    RACE_WORTH,
-    brief_of,
-    errand_of,
-    lessons_of,
-    take_in,
-)
+from autopoiesis.orchestrator.growing import Growing
 from autopoiesis.orchestrator.holding import same_cells
 from autopoiesis.orchestrator.housekeeping import keep_house
+from autopoiesis.orchestrator.live_capacity import SwitchFile
+from autopoiesis.orchestrator.live_plans import LivePlans
 from autopoiesis.orchestrator.loop import KEEP_WINDOWS, Settled, WindowLoop
 from autopoiesis.orchestrator.metrics import Metrics
 from autopoiesis.orchestrator.observation import Observation
@@ -48,26 +46,18 @@ from autopoiesis.orchestrator.refit import Refits
 from autopoiesis.orchestrator.registrar import Registrar
 from autopoiesis.orchestrator.settings import Settings
 from autopoiesis.orchestrator.spans import Spans
-from autopoiesis.orchestrator.spare import spare
 from autopoiesis.orchestrator.status import Status
-from autopoiesis.orchestrator.triggers import Trigger
 from autopoiesis.replicas.fleet import Member, read_fleet
-from autopoiesis.synthesis.archive import from_archive
-from autopoiesis.synthesis.brief import Brief, BriefError, Lesson
-from autopoiesis.synthesis.launch import run_worker
 from autopoiesis.synthesis.llm.fleet import Spare
-from autopoiesis.telemetry.query import QueryError
 from autopoiesis.telemetry.records import (
     EventRow,
     GuardRails,
     OpenRequest,
-    ReplicaSample,
     RequestRecord,
     SynthesisRow,
 )
 from autopoiesis.telemetry.store import Store, TelemetryError
 from autopoiesis.twin.recorded import observed
-from autopoiesis.twin.simulation import ReplicaSpec
 from autopoiesis.twin.warm import warm_up
 
 log = logging.getLogger(__name__)
@@ -90,7 +80,6 @@ class Controller:
         self._settings = settings
         self._store = store
         self._link = link
-        self._members = members
         self.registry = Registry(store)
         add_seeds(self.registry)
         self._loop = self._resumed_loop()
@@ -107,21 +96,39 @@ class Controller:
         self._open: tuple[OpenRequest, ...] = ()
         self._unwritten: list[Batch] = []
         self._events: list[EventRow] = []
+        self._plans = LivePlans(
+            settings.plans,
+            settings.slow_policy,
+            specs_of(members),
+            SwitchFile(RunDir(settings.run_dir).switched_off),
+            self.registry,
+            self._stored_state(),
+        )
         self._faults: Counter[str] = Counter()
-        self._health: dict[str, bool] = {}
-        self._samples: dict[str, ReplicaSample] = {}
-        self._growing: asyncio.Task[None] | None = None
         self._refitting: asyncio.Task[None] | None = None
         self._refits = Refits(
             settings.data_dir / "profiles",
             members,
             lambda subject, message: self._say(time.time(), "twin", subject, message),
         )
+        self._fleet = FleetWatch(members, self._refits.spec, self._plans, self._say)
         self._deciding = asyncio.Lock()
         """Held while the loop decides in its thread: arms do not change under it."""
         self._reconsider = asyncio.Event()
         self._proposal = ""
         self._recorder = Recorder(store, link.acknowledge, self._say_of_telemetry)
+        self._growing = Growing(
+            settings,
+            store,
+            self.registry,
+            members,
+            self._loop,
+            self._governor,
+            self.status,
+            self.metrics,
+            self._deciding,
+            self._say,
+        )
         self.desk = Desk(
             self.registry,
             Registrar(self.registry, self._tell, store.clock),
@@ -138,10 +145,17 @@ class Controller:
         settings = self._settings
         arguments = (self.registry, settings.objective, settings.seed, settings.loop)
         try:
-            return WindowLoop(*arguments, self._store.load_state())
-        except (TelemetryError, ValueError, KeyError) as error:
+            return WindowLoop(*arguments, self._stored_state())
+        except (ValueError, KeyError) as error:
             log.warning("What the loop had learned cannot be used and is learned anew: %s", error)
             return WindowLoop(*arguments)
+
+    def _stored_state(self) -> dict[str, NDArray[Any]]:
+        try:
+            return self._store.load_state()
+        except TelemetryError as error:
+            log.warning("What was learned cannot be read and is learned anew: %s", error)
+            return {}
 
     def _last_allocated(self) -> int:
         allocation = self._store.load_allocation()
@@ -172,7 +186,8 @@ class Controller:
                 self._follow_clock(ended.wall_s, by_s)
             await self._close_window(began.wall_s + by_s, ended.wall_s)
             began = ended
-        beside += [task for task in (self._growing, self._refitting) if task]
+        await self._plans.close()
+        beside += [task for task in (self._growing.task, self._refitting) if task]
         for task in beside:
             task.cancel()
         await asyncio.gather(*beside, return_exceptions=True)
@@ -209,8 +224,8 @@ class Controller:
                 self._say(now_s, "fault", fault.arm_id, f"{fault.message} ({fault.count} times)")
                 self._faults[fault.arm_id] += fault.count
             for sample in batch.replicas:
-                self._samples[sample.replica] = sample
-                self._note_health(sample)
+                self._fleet.saw(sample)
+            self._plans.saw(batch.replicas, self.status.allocation)
 
     async def _probe_isolation(self) -> None:
         """Shut a process off as a slow policy's would be, and tell what held it."""
@@ -220,16 +235,23 @@ class Controller:
     async def _close_window(self, started_s: float, ended_s: float) -> None:
         """Settle, write, and hand out the next allocation."""
         window = self._window
-        trace, outcome = observed(list(self._records), self._open, [m.name for m in self._members])
-        seen = Observation(window, started_s, ended_s, trace, outcome, self._specs())
+        trace, outcome = observed(
+            list(self._records), self._open, [m.name for m in self._fleet.members]
+        )
+        seen = Observation(window, started_s, ended_s, trace, outcome, self._fleet.able())
         async with self._deciding:
             self._take_off_the_faulty(ended_s)
             settled = await asyncio.to_thread(self._loop.settle, seen)
+            if self.status.allocation is not None:
+                served = self.status.allocation
+                lead = max(served.arms(), key=served.share)
+                self._plans.consider(self._loop, window, lead, settled)
         self._window += 1
         self._allocate(ended_s, settled)
         self._forget(ended_s)
         if settled and settled.trigger and self._settings.synthesizer != "none":
-            self._grow(settled.trigger)
+            recent, _ = observed(list(self._records))
+            self._growing.begin(settled.trigger, recent, self._fleet.specs)
         if settled:
             self._correct_the_twin(settled, ended_s)
 
@@ -250,10 +272,9 @@ class Controller:
 
     def _allocate(self, now_s: float, settled: Settled | None = None) -> None:
         """Draw the window's allocation, store it with what was settled, and send it to the picker."""
-        healthy = [spec for spec in self._specs() if self._health.get(spec.name, True)]
         before = self.status.allocation
         self._govern(lambda: self._governor.follow(self._window))
-        allocation = self._loop.next_allocation(self._window, healthy or self._specs())
+        allocation = self._loop.next_allocation(self._window, self._fleet.able())
         self._govern(lambda: self._governor.hold(allocation))
         why = self._loop.why(allocation, before)
         if before is None or not same_cells(before, allocation):
@@ -267,8 +288,12 @@ class Controller:
             self._govern(lambda: self._store.write_allocation(allocation))
             return
         batches, self._unwritten = self._unwritten, []
-        events, self._events = self._events, []
-        closed = ClosedWindow(settled, allocation, batches, events, self._loop.state())
+        plans, planned = self._plans.collect()
+        for event in planned:
+            self.status.say(event)
+        events, self._events = [*planned, *self._events], []
+        state = self._loop.state() | self._plans.state()
+        closed = ClosedWindow(settled, allocation, batches, events, state, plans)
         self.status.settled(settled, events)
         self.metrics.settled(settled)
         if not self._recorder.record(closed):
@@ -318,23 +343,6 @@ class Controller:
     def _kept_s(self) -> float:
         return max(BRIEF_WINDOWS, KEEP_WINDOWS + 1) * self._settings.window_s
 
-    # --- the fleet ----------------------------------------------------------------------------
-
-    def _specs(self) -> tuple[ReplicaSpec, ...]:
-        return tuple(self._refits.spec(member) for member in self._members)
-
-    def _note_health(self, sample: ReplicaSample) -> None:
-        if self._health.get(sample.replica, True) != sample.healthy:
-            now = "answers again" if sample.healthy else "does not answer; it gets no traffic"
-            self._say(sample.at_s, "replica", sample.replica, f"{sample.replica} {now}")
-        self._health[sample.replica] = sample.healthy
-
-    def spare(self) -> Spare:
-        """Tell whether the fleet has time to spare."""
-        return spare(
-            self._members, self._samples, self._open, time.time(), self._settings.llm.idle_below
-        )
-
     def _correct_the_twin(self, settled: Settled, now_s: float) -> None:
         why = self._refits.wanted(now_s, settled.twin_errors, settled.window.drift.split(","))
         if why is None:
@@ -343,54 +351,9 @@ class Controller:
         fitting = self._refits.run(self._settings.data_dir, time.time)
         self._refitting = asyncio.create_task(fitting, name="fit the twin")
 
-    # --- new arms -----------------------------------------------------------------------------
-
-    def _grow(self, trigger: Trigger) -> None:
-        recent, _ = observed(list(self._records))
-        serving = self.registry.serving()
-        known = [arm.id for arm in self.registry.fast() if arm not in serving]
-        try:
-            brief = brief_of(
-                trigger, recent, self._specs(), serving, known, self._settings, self._lessons()
-            )
-        except BriefError as error:
-            self._say(trigger.at_s, "synthesis", trigger.kind, f"not asked: {error}")
-            return
-        brief, remark = from_archive(brief, self._settings.data_dir / "archive.json")
-        if remark:
-            self._say(trigger.at_s, "synthesis", "archive", remark)
-        self._loop.triggers.began()
-        self._growing = asyncio.create_task(self._synthesize(brief), name="synthesis")
-
-    def _lessons(self) -> tuple[Lesson, ...]:
-        try:
-            return lessons_of(self._store.query(LESSONS))
-        except (QueryError, TelemetryError) as error:
-            log.warning("Earlier lessons cannot be read: %s", error)
-            return ()
-
-    async def _synthesize(self, brief: Brief) -> None:
-        self.status.synthesis_began(time.time())
-        fleet = {member.name: member.url for member in self._members}
-        errand = errand_of(self._settings, self._settings.control_url, fleet)
-        try:
-            row = await run_worker(brief, errand=errand)
-            self.metrics.synthesized(row)
-            self._store.write_synthesis(row)
-            self._say(time.time(), "synthesis", row.synthesizer, row.error or row.conclusion)
-            async with self._deciding:
-                held = self._governor.rails.hold
-                for arm, gain in take_in(row, self.registry, time.time(), into_shadow=not held):
-                    if not held:
-                        self._loop.welcome(arm.id, row.beaten or None, gain, RACE_WORTH)
-                    self._say(time.time(), "arm", arm.name, f"{arm.state}: {arm.reason}")
-        except TelemetryError as error:
-            log.error("%s", error)
-            self.metrics.store_failed()
-            self._say_of_telemetry(f"what was synthesized is lost: {error}")
-        finally:
-            self._loop.triggers.ended(time.time())
-            self.status.synthesis_ended()
+    def spare(self) -> Spare:
+        """Tell whether the fleet has time to spare."""
+        return self._fleet.spare(self._open, self._settings.llm.idle_below)
 
     def _keep_cycle(self, row: SynthesisRow, by: str) -> int:
         """Write and count a cycle that somebody ran by hand. Raises TelemetryError."""

@@ -4,8 +4,9 @@ Human arms never move. A synthesized one comes out of the shadow as canary. It i
 requests fail or are shed far more than others' (a counter, no statistics), and as soon as it is
 shown to be worse than the control by more than a margin. It becomes live when it has served for some
 windows and does not look that much worse: asking for proof that it is better would keep good arms
-out far longer than bad ones cost. Live, it holds at most half of the fleet until a switchback of the
-whole fleet against the control has confirmed it. Drift gives the quarantined another chance.
+out far longer than bad ones cost. No arm, human ones too, holds more than half of the fleet until a
+switchback of the whole fleet has confirmed it; the first human arm to lead is the baseline and needs
+none, since somebody must serve. Drift gives the quarantined another chance.
 """
 
 from collections import deque
@@ -16,10 +17,22 @@ from typing import Any
 import numpy as np
 
 from autopoiesis.arms.arm import Arm, Origin, State
-from autopoiesis.orchestrator.allocator import Limits
+from autopoiesis.orchestrator.allocator import LEAD, Limits
 from autopoiesis.orchestrator.harm import HarmTest
 from autopoiesis.synthesis.complement import by_complement
 from autopoiesis.telemetry.records import CellRow
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """How an arm is confirmed."""
+
+    after: int
+    """Windows in a row in which the bandit wants it to lead before a switchback."""
+    pairs: int
+    """Pairs of windows in the switchback."""
+    pause: int
+    """Windows from its end until it may be tried again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,10 +49,9 @@ class LifecycleSettings:
     """Share of failed and shed requests above the control's at which it acts."""
     confirm_margin: float = 0.02
     """Loss against the control that a switchback forgives."""
-    confirm_after: int = 3
-    """Windows in a row in which the bandit wants more than half for an arm before a switchback."""
-    confirm_pause: int = 30
-    """Windows until an arm that was not confirmed may try again."""
+    written_trial: Trial = Trial(after=3, pairs=2, pause=30)
+    human_trial: Trial = Trial(after=1, pairs=1, pause=10)
+    """People's arms are known, and the twin tells what load adds; without the twin: `written_trial`."""
     second_chances: int = 2
     """Quarantined arms that a drift brings back."""
     max_serving: int = 32
@@ -64,6 +76,8 @@ class Switchback:
     first_window: int
     order: tuple[str, ...]
     """Which arm serves in each of the windows: pairs in random order."""
+    pause: int = 30
+    """Windows from its end until the arm may be tried again."""
 
     def arm_of(self, window: int) -> str | None:
         """Return the arm that serves the window, None if the switchback is over."""
@@ -71,8 +85,6 @@ class Switchback:
         return self.order[at] if 0 <= at < len(self.order) else None
 
 
-PAIRS = 2
-"""Pairs of windows in a switchback."""
 MEMORY = 60
 """Windows by which is told what arms add to each other."""
 
@@ -92,19 +104,19 @@ class Lifecycle:
 
     def limits(self, arms: Sequence[Arm]) -> Limits:
         """Return which of the serving arms are limited, and how."""
-        written = [a for a in arms if a.origin is not Origin.HUMAN]
-        return Limits(
-            canaries=frozenset(a.id for a in written if a.state is State.CANARY),
-            unconfirmed=frozenset(
-                a.id for a in written if a.state is State.LIVE and a.id not in self._confirmed
-            ),
-        )
+        canaries = frozenset(a.id for a in arms if _is_canary(a))
+        confirmed = canaries | self._confirmed
+        return Limits(canaries, frozenset(a.id for a in arms if a.id not in confirmed))
+
+    def settle_baseline(self, arms: Sequence[Arm], probabilities: Mapping[str, float]) -> None:
+        """Let the likeliest human arm have the fleet where none may have it yet."""
+        human = [a.id for a in arms if a.origin is Origin.HUMAN]
+        if human and self._confirmed.isdisjoint(human):
+            self._confirmed.add(max(human, key=lambda a: probabilities.get(a, 0.0)))
 
     def on_trial(self, arms: Sequence[Arm]) -> str | None:
         """Return the canary that has served least, while it has not served long enough to be judged."""
-        windows = {
-            a.id: self._tests.get(a.id, HarmTest()).windows for a in arms if a.state is State.CANARY
-        }
+        windows = {a.id: self._tests.get(a.id, HarmTest()).windows for a in arms if _is_canary(a)}
         least = min(windows, key=lambda a: windows[a], default=None)
         return least if least and windows[least] < self.settings.canary_windows else None
 
@@ -190,32 +202,54 @@ class Lifecycle:
 
     # --- confirmation -------------------------------------------------------------------------
 
+    def withdraw(self, arm_id: str) -> bool:
+        """Confirm an arm no longer; tell whether it was."""
+        was = arm_id in self._confirmed
+        self._confirmed.discard(arm_id)
+        return was
+
     def want(
         self,
         window: int,
-        unconfirmed: frozenset[str],
+        arms: Sequence[Arm],
         uncapped: Mapping[str, float],
-        control_id: str,
+        twin: bool,
         rng: np.random.Generator,
     ) -> Switchback | None:
         """Begin a switchback from `window` on for an arm that the bandit wants more of, if any.
 
-        `uncapped` are the probabilities that the bandit would give without limits.
+        `uncapped` are the probabilities that the bandit would give without limits; the control is the
+        likeliest human arm that may have the fleet. `twin` tells whether its word evens out load.
         """
-        self._wanted = {
-            a: self._wanted.get(a, 0) + 1 for a in unconfirmed if uncapped.get(a, 0.0) > 0.5
+        unconfirmed = self.limits(arms).unconfirmed
+        trials = {
+            a.id: self.settings.human_trial
+            if twin and a.origin is Origin.HUMAN
+            else self.settings.written_trial
+            for a in arms
+            if a.id in unconfirmed
         }
-        due = [a for a, n in self._wanted.items() if n >= self.settings.confirm_after]
-        due = [a for a in due if window >= self._not_before.get(a, 0)]
-        if self.switchback is not None or not due:
+        rival = max((p for a, p in uncapped.items() if a not in unconfirmed), default=0.0)
+        best = max(uncapped, key=lambda a: uncapped[a], default="")
+        wanted = [a for a in trials if a == best and uncapped[a] >= LEAD * rival]
+        self._wanted = {a: self._wanted.get(a, 0) + 1 for a in wanted}
+        due = [
+            a
+            for a, n in self._wanted.items()
+            if n >= trials[a].after and window >= self._not_before.get(a, 0)
+        ]
+        if self.switchback is not None or not due or len(arms) < 2:
             return None
         arm = max(due, key=lambda a: uncapped[a])
-        pairs = [
-            (arm, control_id) if rng.random() < 0.5 else (control_id, arm) for _ in range(PAIRS)
+        controls = [a.id for a in arms if a.id in self._confirmed and a.origin is Origin.HUMAN]
+        controls = controls or [a.id for a in arms if a.id != arm]
+        control = max(controls, key=lambda a: uncapped.get(a, 0.0))
+        order = [
+            a
+            for _ in range(trials[arm].pairs)
+            for a in ((arm, control) if rng.random() < 0.5 else (control, arm))
         ]
-        self.switchback = Switchback(
-            arm, control_id, window, tuple(a for pair in pairs for a in pair)
-        )
+        self.switchback = Switchback(arm, control, window, tuple(order), trials[arm].pause)
         self._sums = {}
         return self.switchback
 
@@ -236,7 +270,7 @@ class Lifecycle:
         self.switchback = None
         means = {a: total / n for a, (total, n) in self._sums.items()}
         self._wanted.pop(switchback.arm_id, None)
-        self._not_before[switchback.arm_id] = window + self.settings.confirm_pause
+        self._not_before[switchback.arm_id] = window + switchback.pause
         if switchback.arm_id not in means or switchback.control_id not in means:
             return "switchback without requests; not confirmed"
         gain = means[switchback.arm_id] - means[switchback.control_id]
@@ -277,13 +311,18 @@ class Lifecycle:
         self.switchback = None
         if s is not None:
             order = tuple(str(arm) for arm in s["order"])
-            self.switchback = Switchback(s["arm_id"], s["control_id"], s["first_window"], order)
+            kept = (s["arm_id"], s["control_id"], s["first_window"], order, s.get("pause", 30))
+            self.switchback = Switchback(*kept)
         self._tests = {arm: HarmTest(**test) for arm, test in state["tests"].items()}
         self._confirmed = set(state["confirmed"])
         self._wanted = dict(state["wanted"])
         self._not_before = dict(state["not_before"])
         self._memory = deque(state.get("memory", []), MEMORY)
         self._sums = {arm: (total, n) for arm, (total, n) in state["sums"].items()}
+
+
+def _is_canary(arm: Arm) -> bool:
+    return arm.state is State.CANARY and arm.origin is not Origin.HUMAN
 
 
 def _lost_share(rows: Sequence[CellRow]) -> float:

@@ -6,7 +6,7 @@ context of window w. Random numbers come from (seed, window), so that a loop res
 `state` decides as the one that was killed would have.
 """
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,29 +14,25 @@ import numpy as np
 import orjson
 from numpy.typing import NDArray
 
-from autopoiesis.arms.allocation import SHARDS, Allocation, Cell
-from autopoiesis.arms.arm import SERVING, Arm, Origin, State
+from autopoiesis.arms.allocation import SHARDS, Allocation
+from autopoiesis.arms.arm import SERVING, Arm, State
 from autopoiesis.arms.objective import Objective
-from autopoiesis.arms.registry import Registry, RegistryError
-from autopoiesis.orchestrator.allocator import (
-    Layout,
-    Limits,
-    allocate,
-    concentrated,
-    lay_out,
-    members_of,
-    with_trial,
-)
+from autopoiesis.arms.registry import Registry
+from autopoiesis.orchestrator.allocator import members_of
 from autopoiesis.orchestrator.bandit import BanditSettings
 from autopoiesis.orchestrator.beliefs import Beliefs
 from autopoiesis.orchestrator.context import describe
+from autopoiesis.orchestrator.draw import Draw, Situation
 from autopoiesis.orchestrator.feedback import Played, TwinCorrection, regret_of, twin_errors
 from autopoiesis.orchestrator.grounds import Grounds, explain
 from autopoiesis.orchestrator.holding import keep
-from autopoiesis.orchestrator.lifecycle import Lifecycle, LifecycleSettings, Move
+from autopoiesis.orchestrator.lifecycle import Lifecycle, LifecycleSettings
 from autopoiesis.orchestrator.observation import Observation
+from autopoiesis.orchestrator.promotion import Promotion
 from autopoiesis.orchestrator.rails import eligible, in_force
-from autopoiesis.orchestrator.rehearsal import WARMUP_WINDOWS, Rehearsal, affordable
+from autopoiesis.orchestrator.rehearsal import WARMUP_WINDOWS
+from autopoiesis.orchestrator.remembered import Remembered
+from autopoiesis.orchestrator.replays import Replays
 from autopoiesis.orchestrator.reputation import reputation
 from autopoiesis.orchestrator.reward import (
     Judged,
@@ -49,7 +45,6 @@ from autopoiesis.orchestrator.reward import (
 )
 from autopoiesis.orchestrator.shadow import Shadow, ShadowSettings
 from autopoiesis.orchestrator.triggers import Trigger, Triggers, TriggerSettings
-from autopoiesis.telemetry.database import TelemetryError
 from autopoiesis.telemetry.drift import DriftMonitor
 from autopoiesis.telemetry.records import (
     ArmEstimate,
@@ -65,16 +60,12 @@ VERSION = 1
 """Of the saved state; another version starts afresh."""
 KEEP_WINDOWS = WARMUP_WINDOWS + 2
 """Windows of requests that an observation must reach back."""
-REHEARSALS = 4
-"""Replays per arm and window: when it has ended and when it settles, each also under stress."""
 REPUTATION_WEIGHT = 4.0
 """Observations that an arm's reputation is worth until the first window has ended."""
-TRUSTED = 0.5
-"""Trust in the twin from which on one cell is sampled too: every arm is informed every window."""
-EXPLORATION = (0.25, 0.05)
-"""Most of the cells that go to challengers, with no and with full trust in the twin."""
 LOAD_KEEP = 0.8
 """What is left of a shard's load after a window; shards move when their loads change."""
+SPLIT_KEEP = 0.7
+"""What is left of the old estimate of what a split costs after a window."""
 TEMPER = 0.5
 """Share of what is believed that outlives a drift of rewards or of the twin's error."""
 
@@ -106,18 +97,6 @@ class Settled:
     trigger: Trigger | None
 
 
-@dataclass(slots=True)
-class _Window:
-    """What must be remembered of a window until it settles."""
-
-    allocation: Allocation
-    vector: NDArray[np.float64]
-    """The standardised context under which it was decided."""
-    started_s: float = 0.0
-    ended_s: float = 0.0
-    context: dict[str, float] = field(default_factory=dict[str, float])
-
-
 class WindowLoop:
     """The orchestrator's mind."""
 
@@ -139,16 +118,27 @@ class WindowLoop:
         self.triggers = Triggers(self.settings.triggers)
         self.correction = TwinCorrection()
         self.drift = DriftMonitor()
-        self._load = np.zeros(SHARDS)
-        self._windows: dict[int, _Window] = {}
-        self._events: list[EventRow] = []
+        self.split_cost = 0.0
+        """Utility that a cell of its own for a challenger costs, by the twin."""
         self.rails = GuardRails()
         self.proposed: tuple[Allocation, str] | None = None
         """What would serve the next window, were it not a dry run, and why."""
+        self.latest: Judged | None = None
+        """The requests of the window that has ended last, as far as they have come."""
+        self._charges: dict[str, float] = {}
+        self._load = np.zeros(SHARDS)
+        self._windows: dict[int, Remembered] = {}
+        self._events: list[EventRow] = []
+        self._now = (0, 0.0)
+        """The window that has ended last, and when."""
         self._grounds = Grounds("", None, None, {}, {})
-        self._withheld: set[tuple[str, State]] = set()
         if state:
             self._restore(state)
+        self._promotion = Promotion(registry, self.lifecycle, self._say)
+        self._replays = Replays(
+            registry, objective, seed, self.settings.replayed_requests, self.settings.twin
+        )
+        self._draw = Draw(registry, self.beliefs, self.lifecycle, seed, self.settings.cell_replicas)
         self._meet_arms()
 
     # --- what came of it ----------------------------------------------------------------------
@@ -156,6 +146,7 @@ class WindowLoop:
     def settle(self, seen: Observation) -> Settled | None:
         """Take in that a window has ended; return the one before it, settled, if there is one."""
         self._meet_arms()
+        self._now = (seen.window, seen.ended_s)
         now = self._windows.get(seen.window)
         if now is not None:
             self._end(now, seen)
@@ -168,14 +159,20 @@ class WindowLoop:
         self._windows = {w: kept for w, kept in self._windows.items() if w >= window}
         return settled
 
-    def _end(self, now: _Window, seen: Observation) -> None:
+    def _end(self, now: Remembered, seen: Observation) -> None:
         """Note what can be said of a window at once: its context, its load, and great harm."""
         now.started_s, now.ended_s = seen.started_s, seen.ended_s
         latest = judge(seen.outcome, self.objective, seen.started_s, seen.ended_s, seen.ended_s)
+        self.latest = latest
         rows = cell_rows(latest, now.allocation)
-        self._move(self.lifecycle.guard(self.registry.serving(), rows), seen)
+        self._promotion.move(self.lifecycle.guard(self.registry.serving(), rows))
         now.context = describe(latest, seen.replicas)
         self.beliefs.enter(now.context)
+        regimes = self.beliefs.regimes
+        if regimes.returned:
+            best = regimes.champion([a.id for a in self.registry.serving()])
+            who = f"; {self._promotion.name(best)} did best in it" if best else ""
+            self._say("regime", str(regimes.present), f"a kind of traffic known from before{who}")
         self._load = LOAD_KEEP * self._load + shard_load(latest)
 
     def _settle(self, window: int, seen: Observation) -> Settled:
@@ -188,34 +185,33 @@ class WindowLoop:
         rows = cell_rows(judged, kept.allocation)
         played = self._played(rows, kept.vector)
         shares = {arm: float(p.requests) for arm, p in played.items()}
-        twin, lean = self._rehearse(kept, seen, played)
-        values = {arm: u for arm, j in twin.items() if (u := j.mean_utility()) is not None}
+        word = self._replays.word(kept, seen, played, self.beliefs.means())
+        values = word.utilities()
         estimates = self.correction.learn(values, played) if values else {}
         trust, weight = (self.correction.trust, self.correction.weight) if estimates else (0.0, 0.0)
-        residual = self.beliefs.learn(rows, kept.vector, estimates, lean, trust, weight)
-        regret = regret_of(estimates, shares, twin, self.correction) if estimates else None
-        errors = twin_errors(window, judged, twin, shares)
-        drifted = self._watch(seen, residual, errors)
+        charges, self._charges = self._charges, {}
+        lean = word.lean | {a: word.lean.get(a, 0.0) - cost for a, cost in charges.items()}
+        residual = self.beliefs.learn(
+            rows, kept.vector, kept.context, estimates, lean, trust, weight
+        )
+        regret = regret_of(estimates, shares, word.judged, self.correction) if estimates else None
+        errors = twin_errors(window, judged, word.judged, shares)
+        drifted = self._watch(residual, errors)
         self.lifecycle.remember(estimates)
-        self._let_arms_rise_and_fall(seen, kept, utility_by_arm(rows), estimates, drifted)
-        self._compare(seen, kept, utility_by_arm(rows), values)
+        utility = utility_by_arm(rows)
+        self._promotion.review(utility, estimates, self.beliefs.means(kept.vector), drifted)
+        self._promotion.compare(window, utility, values)
+        self._promotion.unmask({arm: self.correction.own(arm) for arm in played})
         best = max(estimates.values()) if estimates else judged.mean_utility()
-        low = regret.low if regret else None
-        trigger = self.triggers.consider(window, seen.ended_s, low, best, drifted)
-        if trigger is not None and self.rails.hold:
-            order = in_force(self.rails, self._name)
-            self._say(seen, "synthesis", trigger.kind, f"not asked ({order}): {trigger.why}")
-            trigger = None
-        elif trigger is not None:
-            self._say(seen, "synthesis", trigger.kind, trigger.why)
+        trigger = self._trigger(window, regret.low if regret else None, best, drifted)
         interval = (regret.value, regret.low, regret.high) if regret else None
+        context = kept.context | {"split_cost": self.split_cost}
+        estimated = self._estimate_rows(values, played, estimates, seen.replicas)
         events, self._events = self._events, []
         return Settled(
-            window=window_row(
-                judged, window, self.objective, kept.context, interval, drifted, weight
-            ),
+            window=window_row(judged, window, self.objective, context, interval, drifted, weight),
             cells=tuple(rows),
-            estimates=tuple(self._estimate_rows(values, played, estimates, seen.replicas)),
+            estimates=tuple(estimated),
             twin_errors=tuple(errors),
             events=tuple(events),
             trigger=trigger,
@@ -230,47 +226,28 @@ class WindowLoop:
             if arm in predicted
         }
 
-    def _foresee(self, now: _Window, seen: Observation) -> None:
-        """Let the twin say at once what the window that has just ended means for each arm."""
-        twin, lean = self._rehearse(now, seen, now.allocation.arms())
+    def _foresee(self, now: Remembered, seen: Observation) -> None:
+        """Let the twin say at once what the window that has just ended means for each arm, and for a split."""
+        word = self._replays.word(now, seen, now.allocation.arms(), self.beliefs.means())
         own = self.correction.own
-        values = {a: u + own(a) for a, j in twin.items() if (u := j.mean_utility()) is not None}
+        values = {a: u + own(a) for a, u in word.utilities().items()}
         mean = float(np.mean([*values.values()])) if values else 0.0
-        self.beliefs.foresight = {a: u - mean + lean.get(a, 0.0) for a, u in values.items()}
+        self.beliefs.foresight = {a: u - mean + word.lean.get(a, 0.0) for a, u in values.items()}
         self.beliefs.foresight_weight = self.correction.weight
+        cost = self._replays.split_cost(now, seen, now.allocation, word)
+        if cost is not None:
+            self.split_cost += (1.0 - SPLIT_KEEP) * (max(cost, 0.0) - self.split_cost)
 
-    def _try_in_shadow(self, now: _Window, seen: Observation) -> None:
+    def _try_in_shadow(self, now: Remembered, seen: Observation) -> None:
         """Let the arms in shadow decide the window that has just ended, beside the arm that served most."""
-        arms = [a.id for a in self.registry.fast() if a.state is State.SHADOW]
-        if not arms:
-            return
-        live = max(now.allocation.arms(), key=now.allocation.share)
-        rehearsal = Rehearsal(seen, now.started_s, now.ended_s, self.objective, self.seed)
-        judged: dict[str, Judged] = {}
-        if requests := rehearsal.requests():
-            room = self.settings.replayed_requests - requests
-            tried = (live, *affordable(arms, requests, room))
-            judged = rehearsal.under({arm: self.registry.program(arm) for arm in tried})
-        self._move(self.shadow.review(arms, judged, (live, self._name(live)), seen.replicas), seen)
+        arms = self._replays.shadows()
+        if arms:
+            live = max(now.allocation.arms(), key=now.allocation.share)
+            judged = self._replays.in_shadow(now, seen, arms)
+            beside = (live, self._promotion.name(live))
+            self._promotion.move(self.shadow.review(arms, judged, beside, seen.replicas))
 
-    def _rehearse(
-        self, kept: _Window, seen: Observation, played: Collection[str]
-    ) -> tuple[dict[str, Judged], dict[str, float]]:
-        """Replay the window under as many arms as the budget allows, those that played first."""
-        rehearsal = Rehearsal(seen, kept.started_s, kept.ended_s, self.objective, self.seed)
-        requests = rehearsal.requests()
-        if not self.settings.twin or not requests:
-            return {}, {}
-        mean = self.beliefs.means()
-        known = {*(a.id for a in self.registry.serving()), *played}
-        order = sorted(known, key=lambda a: (a not in played, -mean.get(a, 0.0), a))
-        arms = affordable(order, REHEARSALS * requests, self.settings.replayed_requests)
-        programs = {arm: self.registry.program(arm) for arm in arms}
-        return rehearsal.under(programs), rehearsal.lean(programs)
-
-    def _watch(
-        self, seen: Observation, residual: float | None, errors: Sequence[TwinErrorRow]
-    ) -> tuple[str, ...]:
+    def _watch(self, residual: float | None, errors: Sequence[TwinErrorRow]) -> tuple[str, ...]:
         """Look for drift; forget faster where what is believed has become wrong."""
         streams = {"context": float(np.sqrt(np.mean(self.beliefs.vector[1:] ** 2)))}
         if residual is not None:
@@ -280,10 +257,22 @@ class WindowLoop:
                 streams["twin"] = error.observed - error.twin
         drifted = self.drift.observe(streams)
         for name in drifted:
-            self._say(seen, "drift", name, f"the mean of {name} has changed")
+            self._say("drift", name, f"the mean of {name} has changed")
         if {"reward", "twin"} & set(drifted):
             self.beliefs.temper(TEMPER)
         return drifted
+
+    def _trigger(
+        self, window: int, regret_low: float | None, best: float | None, drifted: Sequence[str]
+    ) -> Trigger | None:
+        trigger = self.triggers.consider(window, self._now[1], regret_low, best, drifted)
+        if trigger is not None and self.rails.hold:
+            order = in_force(self.rails, self._promotion.name)
+            self._say("synthesis", trigger.kind, f"not asked ({order}): {trigger.why}")
+            return None
+        if trigger is not None:
+            self._say("synthesis", trigger.kind, trigger.why)
+        return trigger
 
     # --- arms ---------------------------------------------------------------------------------
 
@@ -301,93 +290,29 @@ class WindowLoop:
                 window.ended_s += by_s
         self.triggers.follow_clock(by_s)
 
+    def charge(self, arm_id: str, utility: float) -> None:
+        """Charge an arm for what its plan cost beside what its requests felt; the next window settles it."""
+        self._charges[arm_id] = self._charges.get(arm_id, 0.0) + utility
+
+    def control(self) -> Arm:
+        """Return the arm that is the baseline: the human one believed to be best."""
+        return self._promotion.control(self.beliefs.means())
+
     def _meet_arms(self) -> None:
         """Know the arms that serve or may serve again, and no others."""
         kept = SERVING | {State.SHADOW, State.QUARANTINED}
         self.beliefs.meet([a.id for a in self.registry.fast() if a.state in kept])
 
-    def _let_arms_rise_and_fall(
-        self,
-        seen: Observation,
-        kept: _Window,
-        utility: Mapping[str, tuple[float, int]],
-        estimates: Mapping[str, float],
-        drifted: Sequence[str],
-    ) -> None:
-        means = self.beliefs.means(kept.vector)
-        control = self._control(means).id
-        baseline = estimates.get(control, means[control])
-        self._move(self.lifecycle.review(self.registry.serving(), utility, baseline), seen)
-        if drifted:
-            self._move(self.lifecycle.second_chances(self.registry.fast(), means), seen)
-        self._move(self.lifecycle.superfluous(self.registry.fast(), means), seen)
-
-    def _compare(
-        self,
-        seen: Observation,
-        kept: _Window,
-        utility: Mapping[str, tuple[float, int]],
-        twin: Mapping[str, float],
-    ) -> None:
-        """Go on with the switchback, if one runs; what the twin says of the control evens out load."""
-        switchback = self.lifecycle.switchback
-        if switchback is None:
-            return
-        window = kept.allocation.window
-        served, _ = utility.get(switchback.arm_of(window) or "", (None, 0))
-        control = twin.get(switchback.control_id) if twin else 0.0
-        gain = None if served is None or control is None else served - control
-        verdict = self.lifecycle.compare(window, gain)
-        if verdict:
-            self._say(seen, "arm", self._name(switchback.arm_id), verdict)
-
-    def _move(self, moves: Sequence[Move], seen: Observation) -> None:
-        for move in moves:
-            if self.rails.hold:
-                self._withhold(move, seen)
-                continue
-            try:
-                arm = self.registry.move(move.arm_id, move.state, move.reason)
-                self._say(seen, "arm", arm.name, f"{move.state}: {move.reason}")
-            except (RegistryError, TelemetryError) as error:
-                self._say(seen, "arm", self._name(move.arm_id), f"not moved: {error}")
-                continue
-            if move.state is State.QUARANTINED:
-                self.lifecycle.forget(move.arm_id)
-        self.lifecycle.abandon(frozenset(a.id for a in self.registry.serving()))
-
-    def _withhold(self, move: Move, seen: Observation) -> None:
-        """Say once what would be done to an arm, were it not for an operator's order."""
-        if (move.arm_id, move.state) not in self._withheld:
-            self._withheld.add((move.arm_id, move.state))
-            order = in_force(self.rails, self._name)
-            told = f"would be {move.state} ({order}): {move.reason}"
-            self._say(seen, "arm", self._name(move.arm_id), told)
-
-    def control(self) -> Arm:
-        """Return the arm that is the baseline: the human one believed to be best."""
-        return self._control(self.beliefs.means())
-
-    def _control(self, means: Mapping[str, float]) -> Arm:
-        """Return the arm to compare with: the human one believed to be best."""
-        serving = self.registry.serving()
-        human = [a for a in serving if a.origin is Origin.HUMAN] or list(serving)
-        return max(human, key=lambda a: means.get(a.id, 0.0))
-
-    def _name(self, arm_id: str) -> str:
-        return self.registry.get(arm_id).name
-
-    def _say(self, seen: Observation, kind: str, subject: str, message: str) -> None:
-        self._events.append(EventRow(seen.ended_s, kind, seen.window, subject, message))
+    def _say(self, kind: str, subject: str, message: str) -> None:
+        window, at_s = self._now
+        self._events.append(EventRow(at_s, kind, window, subject, message))
 
     # --- who serves next ----------------------------------------------------------------------
 
     def constrain(self, rails: GuardRails) -> None:
         """Decide from now on within what an operator has ordered."""
         self.rails = rails
-        self._withheld.clear()
-        if rails != GuardRails():
-            self.lifecycle.switchback = None
+        self._promotion.constrain(rails)
 
     def next_allocation(self, window: int, replicas: Sequence[ReplicaSpec]) -> Allocation:
         """Decide who serves `window` on the replicas that are there.
@@ -401,87 +326,42 @@ class WindowLoop:
         self.proposed = None
         held = self.rails.held
         if held is None:
-            allocation, self._grounds = self._draw(window, replicas)
+            allocation, self._grounds = self._drawn(window, replicas)
         else:
             if self.rails.dry_run:
-                drawn, grounds = self._draw(window, replicas)
-                told = explain(drawn, self._last_allocation(), grounds, self._name)
+                drawn, grounds = self._drawn(window, replicas)
+                told = explain(drawn, self._last_allocation(), grounds, self._promotion.name)
                 self.proposed = drawn, told
             allocation = keep(held, window, members_of(replicas), serving, self.control().id)
-            self._grounds = self._grounds_of(window, {})
-        self._windows[window] = _Window(allocation, self.beliefs.vector)
+            self._grounds = self._draw.grounds(window, self.rails, {})
+        self._windows[window] = Remembered(allocation, self.beliefs.vector)
         return allocation
 
-    def _draw(self, window: int, replicas: Sequence[ReplicaSpec]) -> tuple[Allocation, Grounds]:
-        layout = self._layout(replicas)
-        cells = len(layout.groups)
+    def _drawn(self, window: int, replicas: Sequence[ReplicaSpec]) -> tuple[Allocation, Grounds]:
         if self.settings.twin and self.beliefs.context is None and not self.beliefs.foresight:
             programs = {a.id: self.registry.program(a.id) for a in self.registry.serving()}
             self.beliefs.foresight = reputation(programs, replicas, self.objective, self.seed)
             self.beliefs.foresight_weight = REPUTATION_WEIGHT
-        rng = np.random.default_rng([self.seed, window])
-        limits = self.lifecycle.limits(self._eligible())
-        probabilities = self._probabilities(cells, limits)
-        if limits.unconfirmed and self.rails == GuardRails():
-            wanted = self._drawn(cells, None)
-            self.lifecycle.want(window, limits.unconfirmed, wanted, self.control().id, rng)
-        switchback = self.lifecycle.switchback
-        sole = self.rails.only or (switchback.arm_of(window) if switchback else None)
-        if sole:
-            probabilities, limits = {sole: 1.0}, Limits()
-        drawn = allocate(window, layout, probabilities, limits, self._last_allocation(), rng)
-        return drawn, self._grounds_of(window, probabilities)
+        return self._draw.allocation(self._situation(window, replicas))
 
-    def _grounds_of(self, window: int, probabilities: Mapping[str, float]) -> Grounds:
-        switchback = self.lifecycle.switchback
-        tried = switchback if switchback and switchback.arm_of(window) else None
-        return Grounds(
-            order=in_force(self.rails, self._name),
-            switchback=(tried.arm_id, tried.control_id) if tried else None,
-            trial=self.lifecycle.on_trial(self._eligible()),
-            probabilities=probabilities,
-            states={a.id: a.state for a in self.registry.fast()},
-        )
-
-    def _eligible(self) -> tuple[Arm, ...]:
-        return eligible(self.registry.serving(), self.rails)
-
-    def _layout(self, replicas: Sequence[ReplicaSpec]) -> Layout:
-        return lay_out(
-            members_of(replicas), self._last_allocation(), self._load, self.settings.cell_replicas
+    def _situation(self, window: int, replicas: Sequence[ReplicaSpec]) -> Situation:
+        return Situation(
+            window=window,
+            replicas=tuple(replicas),
+            last=self._last_allocation(),
+            load=self._load,
+            trust=self.correction.trust if self.settings.twin else 0.0,
+            split_cost=self.split_cost,
+            rails=self.rails,
         )
 
     def _last_allocation(self) -> Allocation | None:
         last = self._windows.get(max(self._windows, default=-1))
         return last.allocation if last else None
 
-    def _probabilities(self, cells: int, limits: Limits) -> dict[str, float]:
-        """Return each serving arm's probability per cell, few challengers among them."""
-        without, trusted = EXPLORATION
-        exploration = without + (trusted - without) * self._trust
-        last = self._last_allocation()
-        incumbent = max(last.arms(), key=last.share) if last else None
-        drawn = self._drawn(cells, limits)
-        trial = self.lifecycle.on_trial(self._eligible()) if cells > 1 else None
-        if trial is not None:
-            drawn = with_trial(drawn, trial, cells)
-        return concentrated(drawn, limits, cells, exploration, incumbent)
-
-    def _drawn(self, cells: int, limits: Limits | None) -> dict[str, float]:
-        return self.beliefs.probabilities(
-            np.random.default_rng([self.seed, max(self._windows, default=-1) + 1, 1]),
-            eligible=[a.id for a in self._eligible()],
-            caps=limits.caps(cells) if limits else None,
-            sample=cells > 1 or self._trust >= TRUSTED,
-        )
-
-    @property
-    def _trust(self) -> float:
-        return self.correction.trust if self.settings.twin else 0.0
-
     def why(self, allocation: Allocation, previous: Allocation | None) -> str:
         """Say in one line what the allocation drawn last does, and why."""
-        return explain(allocation, previous, self._grounds, self._name)
+        return explain(allocation, previous, self._grounds, self._promotion.name)
 
     def _estimate_rows(
         self,
@@ -490,12 +370,10 @@ class WindowLoop:
         estimates: Mapping[str, float],
         replicas: Sequence[ReplicaSpec],
     ) -> list[ArmEstimate]:
-        serving = self.registry.serving()
         p: dict[str, float] = {}
-        if serving and replicas:
-            cells = len(self._layout(replicas).groups)
-            p = self._probabilities(cells, self.lifecycle.limits(self._eligible()))
-            p = {self.rails.only: 1.0} if self.rails.only else p
+        if eligible(self.registry.serving(), self.rails) and replicas:
+            now = self._situation(max(self._windows, default=-1) + 1, replicas)
+            p = self._draw.probabilities(now)
         mean, sd = self.beliefs.means(), self.beliefs.deviations()
         return [
             ArmEstimate(
@@ -517,11 +395,13 @@ class WindowLoop:
         plain = {
             "version": VERSION,
             "load": self._load.tolist(),
+            "split_cost": self.split_cost,
+            "charges": self._charges,
             "correction": self.correction.to_dict(),
             "lifecycle": self.lifecycle.to_dict(),
             "shadow": self.shadow.to_dict(),
             "triggers": self.triggers.to_dict(),
-            "windows": [_to_plain(kept) for kept in self._windows.values()],
+            "windows": [kept.to_plain() for kept in self._windows.values()],
         }
         loop = np.frombuffer(orjson.dumps(plain), np.uint8).copy()
         return {**self.beliefs.to_arrays(), **self.drift.state(), "loop": loop}
@@ -536,24 +416,8 @@ class WindowLoop:
         self.lifecycle.restore(plain["lifecycle"])
         self.shadow.restore(plain.get("shadow", {}))
         self.triggers.restore(plain["triggers"])
+        self.split_cost = plain.get("split_cost", 0.0)
+        self._charges = plain.get("charges", {})
         self._load = np.array(plain["load"], np.float64)
-        kept = [_from_plain(w) for w in plain["windows"]]
+        kept = [Remembered.from_plain(w) for w in plain["windows"]]
         self._windows = {k.allocation.window: k for k in kept}
-
-
-def _to_plain(kept: _Window) -> dict[str, Any]:
-    cells = [[c.arm_id, c.replicas, c.shards, c.propensity] for c in kept.allocation.cells]
-    return {
-        "window": kept.allocation.window,
-        "cells": cells,
-        "vector": kept.vector.tolist(),
-        "bounds_s": [kept.started_s, kept.ended_s],
-        "context": kept.context,
-    }
-
-
-def _from_plain(plain: Mapping[str, Any]) -> _Window:
-    cells = tuple(Cell(a, tuple(r), tuple(s), p) for a, r, s, p in plain["cells"])
-    vector = np.array(plain["vector"], np.float64)
-    started_s, ended_s = plain["bounds_s"]
-    return _Window(Allocation(plain["window"], cells), vector, started_s, ended_s, plain["context"])

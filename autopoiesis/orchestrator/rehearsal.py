@@ -68,14 +68,29 @@ class Rehearsal:
 
     def under(self, programs: Mapping[str, Program], speed: float = 1.0) -> dict[str, Judged]:
         """Return the window's requests as each arm serves them, with `speed` times the load."""
-        return replay_window(
-            self._replayed,
-            self.seen.replicas,
-            programs,
-            self.objective,
-            (self.warm_s, self.started_s, self.ended_s, self.seen.ended_s),
-            self.seed,
-            speed,
+        everything = tuple(range(len(self.seen.replicas))), tuple(range(SHARDS))
+        return {
+            arm: self._replay([SimCell(program, *everything)], speed)
+            for arm, program in programs.items()
+        }
+
+    def split(
+        self, program: Program, sides: Sequence[tuple[tuple[int, ...], tuple[int, ...]]]
+    ) -> Judged:
+        """Return the window's requests as one arm serves them on a fleet that is split.
+
+        `sides` are the replicas, by index, and the shards of each part.
+        """
+        cells = [
+            SimCell(_unlike(program, i), replicas, shards)
+            for i, (replicas, shards) in enumerate(sides)
+        ]
+        return self._replay(cells)
+
+    def _replay(self, cells: Sequence[SimCell], speed: float = 1.0) -> Judged:
+        bounds_s = (self.warm_s, self.started_s, self.ended_s, self.seen.ended_s)
+        return replay_under(
+            self._replayed, self.seen.replicas, cells, self.objective, bounds_s, self.seed, speed
         )
 
     def lean(self, programs: Mapping[str, Program]) -> dict[str, float]:
@@ -86,16 +101,16 @@ class Rehearsal:
         return {arm: STRESS_WEIGHT * (u - mean) for arm, u in utility.items()}
 
 
-def replay_window(
+def replay_under(
     trace: Trace,
     replicas: Sequence[ReplicaSpec],
-    programs: Mapping[str, Program],
+    cells: Sequence[SimCell],
     objective: Objective,
     bounds_s: tuple[float, float, float, float],
     seed: int,
     speed: float = 1.0,
-) -> dict[str, Judged]:
-    """Return the window's requests as the twin serves them under each arm.
+) -> Judged:
+    """Return the window's requests as the twin serves them in these cells.
 
     `bounds_s` are the times where the warm-up, the window, what follows it, and nothing begin; what
     follows is replayed too, because it competes with the window's last requests. With a `speed` the
@@ -104,14 +119,15 @@ def replay_window(
     warm_s = bounds_s[0]
     started_s, ended_s, now_s = ((at - warm_s) / speed for at in bounds_s[1:])
     part = trace.slice(warm_s, bounds_s[3]).speed(speed)
-    everything = (tuple(range(len(replicas))), tuple(range(SHARDS)))
-    judged: dict[str, Judged] = {}
-    for arm, program in programs.items():
-        simulation = Simulation(part, replicas, objective, seed)
-        simulation.allocate([SimCell(program, *everything)])
-        simulation.advance(now_s)
-        judged[arm] = judge(simulation.outcome(), objective, started_s, ended_s, now_s)
-    return judged
+    simulation = Simulation(part, replicas, objective, seed)
+    simulation.allocate(cells)
+    simulation.advance(now_s)
+    return judge(simulation.outcome(), objective, started_s, ended_s, now_s)
+
+
+def _unlike(program: Program, number: int) -> Program:
+    """Return a program that decides alike and counts as another one: cells of equal ones are pooled."""
+    return program._replace(registers=np.append(program.registers, float(number)))
 
 
 def affordable(arms: Sequence[str], requests: int, most_requests: int) -> Sequence[str]:

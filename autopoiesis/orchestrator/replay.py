@@ -16,8 +16,10 @@ from autopoiesis.orchestrator.growth import RACE_WORTH
 from autopoiesis.orchestrator.loop import KEEP_WINDOWS, LoopSettings, Settled, WindowLoop
 from autopoiesis.orchestrator.observation import Observation, unfinished
 from autopoiesis.orchestrator.replay_fleet import ReplayFleet, Served, fleet_under, ready
+from autopoiesis.orchestrator.replay_plan import ReplayPlans, plan_control
 from autopoiesis.orchestrator.reward import met, percentile, utilities
 from autopoiesis.orchestrator.triggers import Trigger
+from autopoiesis.telemetry.records import PlanRow
 from autopoiesis.twin.capacity_trace import FleetCourse
 from autopoiesis.twin.outcome import LOST, Outcome, Status
 from autopoiesis.twin.simulation import ReplicaSpec, SimCell, Simulation
@@ -169,6 +171,8 @@ class OnlineRun(NamedTuple):
     settled: tuple[Settled, ...]
     created: int
     """Arms that were made."""
+    plans: tuple[PlanRow, ...] = ()
+    """What slow policies said, and what it cost."""
 
 
 def run_online(
@@ -183,8 +187,9 @@ def run_online(
     tell: Progress | None = None,
     *,
     cycle_s: float = 0.0,
+    plans: ReplayPlans | None = None,
 ) -> OnlineRun:
-    """Let the window loop drive the twin through the trace.
+    """Let the window loop drive the twin through the trace, and slow policies its fleet with `plans`.
 
     As in a live fleet it is told at the end of each window which replicas take requests: those get
     the next window's cells. One that is lost within a window leaves its cell smaller until then.
@@ -195,6 +200,8 @@ def run_online(
     simulation = fleet.simulation(trace, objective, seed)
     there = ready(simulation)
     settled: list[Settled] = []
+    rows: list[PlanRow] = []
+    control = plan_control(plans, registry, simulation, fleet.changes) if plans else None
     created = 0
     made: Sequence[Newcomer] | None = None
     there_s = 0.0
@@ -210,6 +217,14 @@ def run_online(
         done = loop.settle(seen)
         if done is not None:
             settled.append(done)
+        if control is not None and loop.latest is not None:
+            lead = max(allocation.arms(), key=allocation.share)
+            stepped = control.step(
+                window, lead, loop.latest, objective, done.window if done else None
+            )
+            rows += stepped.rows
+            loop.charge(stepped.arm_id, stepped.charge)
+            there = ready(simulation)
         if done is not None and done.trigger is not None and evolve is not None:
             recent = trace.slice(max(ended_s - SYNTHESIS_WINDOWS * window_s, 0.0), ended_s)
             request = Request(
@@ -221,7 +236,9 @@ def run_online(
             created += _take_in(made, registry, loop)
             made = None
             loop.triggers.ended(ended_s)
-    return OnlineRun(fleet.to_the_end(simulation), tuple(settled), created)
+    if control is not None:
+        control.close()
+    return OnlineRun(fleet.to_the_end(simulation), tuple(settled), created, tuple(rows))
 
 
 def _take_in(made: Sequence[Newcomer], registry: Registry, loop: WindowLoop) -> int:

@@ -2,9 +2,11 @@ import numpy as np
 import pytest
 from traffic import fleet, human, poisson, registry
 
+from autopoiesis.arms.allocation import SHARDS
 from autopoiesis.arms.objective import Objective
 from autopoiesis.orchestrator.feedback import Played, TwinCorrection, regret_of, twin_errors
-from autopoiesis.orchestrator.rehearsal import affordable, replay_window
+from autopoiesis.orchestrator.rehearsal import affordable, replay_under
+from autopoiesis.twin.cells import SimCell
 
 OBJECTIVE = Objective(0.3, 0.03)
 
@@ -87,7 +89,12 @@ def rehearsed():
     programs = {a.id: arms.program(a.id) for a in arms.all()}
     names = {a.name: a.id for a in arms.all()}
     bounds_s = (0.0, 10.0, 20.0, 30.0)
-    return names, replay_window(trace, fleet(3), programs, OBJECTIVE, bounds_s, 0), trace
+    everything = (0, 1, 2), tuple(range(SHARDS))
+    judged = {
+        arm: replay_under(trace, fleet(3), [SimCell(program, *everything)], OBJECTIVE, bounds_s, 0)
+        for arm, program in programs.items()
+    }
+    return names, judged, trace
 
 
 def test_a_window_is_replayed_under_each_arm_and_only_its_requests_count(rehearsed):

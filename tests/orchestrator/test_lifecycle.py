@@ -75,13 +75,21 @@ def test_weak_synthesized_arms_make_room_and_human_ones_never():
     assert [(m.arm_id, m.state) for m in moves] == [(LIVE.id, State.RETIRED)]
 
 
-def confirm(gain: float) -> tuple[Lifecycle, str | None]:
+WANTED = {LIVE.id: 0.9, HUMAN.id: 0.1}
+
+
+def settled_on_human() -> Lifecycle:
     lifecycle = Lifecycle()
+    lifecycle.settle_baseline([HUMAN, LIVE], WANTED)
+    return lifecycle
+
+
+def confirm(gain: float) -> tuple[Lifecycle, str | None]:
+    lifecycle = settled_on_human()
     rng = np.random.default_rng(0)
-    unconfirmed = frozenset({LIVE.id})
     begun = None
     for window in range(10):
-        begun = lifecycle.want(window, unconfirmed, {LIVE.id: 0.9, HUMAN.id: 0.1}, HUMAN.id, rng)
+        begun = lifecycle.want(window, [HUMAN, LIVE], WANTED, True, rng)
         if begun:
             break
     assert begun is not None
@@ -111,19 +119,32 @@ def test_a_switchback_that_is_lost_leaves_the_limit_and_pauses():
     assert verdict.startswith("not confirmed")
     assert lifecycle.limits([HUMAN, LIVE]).unconfirmed == {LIVE.id}
     rng = np.random.default_rng(0)
-    wanted = {LIVE.id: 0.9}
-    begun = [
-        lifecycle.want(w, frozenset({LIVE.id}), wanted, HUMAN.id, rng) is not None
-        for w in range(6, 50)
-    ]
-    assert begun.index(True) + 6 == 5 + LifecycleSettings().confirm_pause
+    begun = [lifecycle.want(w, [HUMAN, LIVE], WANTED, True, rng) is not None for w in range(6, 50)]
+    assert begun.index(True) + 6 == 5 + LifecycleSettings().written_trial.pause
+
+
+def test_a_human_arm_needs_a_switchback_too_but_for_the_first_that_leads():
+    first, second = human("least-requests", "random")
+    lifecycle = Lifecycle()
+    assert lifecycle.limits([first, second]).unconfirmed == {first.id, second.id}
+    lifecycle.settle_baseline([first, second], {first.id: 0.6, second.id: 0.4})
+    lifecycle.settle_baseline([first, second], {first.id: 0.1, second.id: 0.9})
+    assert lifecycle.limits([first, second]).unconfirmed == {second.id}
+    begun = lifecycle.want(
+        4, [first, second], {first.id: 0.1, second.id: 0.9}, True, np.random.default_rng(0)
+    )
+    assert begun is not None
+    assert (begun.first_window, sorted(begun.order)) == (4, sorted([first.id, second.id]))
+    lifecycle.compare(4, 0.8)
+    assert (lifecycle.compare(5, 0.8) or "").startswith("confirmed")
+    assert not lifecycle.limits([first, second]).arms()
 
 
 def test_a_switchback_ends_with_its_arm():
-    lifecycle = Lifecycle()
+    lifecycle = settled_on_human()
     rng = np.random.default_rng(0)
     for window in range(3):
-        lifecycle.want(window, frozenset({LIVE.id}), {LIVE.id: 0.9}, HUMAN.id, rng)
+        lifecycle.want(window, [HUMAN, LIVE], WANTED, True, rng)
     assert lifecycle.switchback is not None
     lifecycle.abandon(frozenset({HUMAN.id}))
     assert lifecycle.switchback is None

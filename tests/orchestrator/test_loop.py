@@ -18,6 +18,7 @@ from autopoiesis.arms.allocation import Allocation
 from autopoiesis.arms.arm import State
 from autopoiesis.arms.objective import Objective
 from autopoiesis.arms.registry import Registry
+from autopoiesis.orchestrator.lifecycle import Switchback
 from autopoiesis.orchestrator.loop import LoopSettings, Settled, WindowLoop
 from autopoiesis.orchestrator.observation import Observation
 from autopoiesis.orchestrator.replay import observe, sim_cells
@@ -50,11 +51,14 @@ class Drive:
         self.meddle = meddle
         self.allocations: list[Allocation] = []
         self.settled: list[Settled] = []
+        self.switchbacks: list[Switchback] = []
 
     def run(self, windows: int) -> "Drive":
         for _ in range(windows):
             allocation = self.loop.next_allocation(self.window, self.fleet)
             self.allocations.append(allocation)
+            if (begun := self.loop.lifecycle.switchback) and begun not in self.switchbacks:
+                self.switchbacks.append(begun)
             self.simulation.allocate(sim_cells(allocation, self.loop.registry, self.fleet))
             self.simulation.advance((self.window + 1) * WINDOW_S)
             settled = self.loop.settle(self.seen())

@@ -244,8 +244,8 @@ def test_while_frozen_nothing_moves_and_learning_goes_on():
     assert sum("would be quarantined (frozen)" in told for told in messages(run)) == 1
     assert not np.array_equal(believed["bandit/mean"], run.loop.beliefs.to_arrays()["bandit/mean"])
     assert "(frozen)" in run.loop.why(run.allocations[-1], run.allocations[-2])
-    run.loop.constrain(GuardRails())
-    run.run(2)
+    run.loop.constrain(GuardRails(only=refuser.id))
+    run.run(1)
     assert run.loop.registry.get(refuser.id).state is State.QUARANTINED
 
 

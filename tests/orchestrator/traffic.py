@@ -1,6 +1,7 @@
 """Small seeded fleets and traces for the orchestrator's tests."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -26,6 +27,16 @@ def score(request, replica, fleet):
 """
 
 
+SHORT_ONLY = """
+def score(request, replica, fleet):
+    return replica.in_flight
+
+def admit(request, fleet):
+    return 1200 - request.input_tokens
+"""
+LONG_ONLY = SHORT_ONLY.replace("1200 - request.input_tokens", "request.input_tokens - 1200")
+
+
 class MemoryStore:
     def __init__(self, arms: Sequence[Arm] = ()) -> None:
         self.arms = {arm.id: arm for arm in arms}
@@ -43,6 +54,10 @@ def human(*names: str) -> tuple[Arm, ...]:
 
 def written(source: str, name: str, state: State = State.CANARY) -> Arm:
     return arm_from_source(source, name=name, origin=Origin.GENETIC, state=state, created_at=1.0)
+
+
+def person_s(source: str, name: str) -> Arm:
+    return arm_from_source(source, name=name, origin=Origin.HUMAN, state=State.LIVE, created_at=1.0)
 
 
 def registry(*arms: Arm) -> Registry:
@@ -75,6 +90,12 @@ def poisson(
         block_tokens=16,
         name=f"poisson-{seed}",
     )
+
+
+def steady(seed: int, rate_rps: float, duration_s: float, input_tokens: int) -> Trace:
+    """Poisson arrivals of requests that are all alike."""
+    trace = poisson(seed, rate_rps, duration_s, input_tokens, 60)
+    return replace(trace, input_tokens=np.full(len(trace), input_tokens))
 
 
 def shifting(seed: int) -> Trace:
