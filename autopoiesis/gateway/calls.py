@@ -19,6 +19,7 @@ GRACE_S = 0.5
 """How long calls may go on after the server was told to close."""
 
 Code = grpc.StatusCode
+_END: object = grpc.aio.EOF  # pyright: ignore[reportAttributeAccessIssue] - the stubs lack it
 
 
 class Caller(Protocol):
@@ -71,7 +72,7 @@ class Call:
                 self._changed.clear()
                 if reading is not None and reading.done():
                     message = reading.result()
-                    more = message is not grpc.aio.EOF
+                    more = message is not _END
                     self._tell(caller, message if more else None)
                     reading = self._read(context) if more and not self.is_over else None
                 await self._send_all(context)
@@ -87,8 +88,11 @@ class Call:
 
     def _read(self, context: Any) -> asyncio.Future[Any]:
         reading = asyncio.ensure_future(context.read())
-        reading.add_done_callback(lambda _: self._changed.set())
+        reading.add_done_callback(self._has_read)
         return reading
+
+    def _has_read(self, _: asyncio.Future[Any]) -> None:
+        self._changed.set()
 
     async def _send_all(self, context: Any) -> None:
         while self._unsent:
