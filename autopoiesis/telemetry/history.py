@@ -117,6 +117,7 @@ class History:
             TelemetryError: a file or the ledger could not be written; what was done is done.
         """
         written: list[Path] = []
+        forgotten = False
         for group in GROUPS:
             for hour in self._settled(group, now_s):
                 written += self._seal(hour)
@@ -124,7 +125,9 @@ class History:
             for hour in self._outdated(group, now_s - kept_s):
                 written += self._seal(hour)
                 self._owner.transact(lambda c, hour=hour: _forget(c, hour))
-        self._owner.checkpoint()
+                forgotten = True
+        if forgotten:
+            self._owner.checkpoint()
         return written
 
     def _settled(self, group: Group, now_s: float) -> list[Hour]:
@@ -153,17 +156,26 @@ class History:
         return [Hour(group, since_s) for (since_s,) in rows]
 
     def _seal(self, hour: Hour) -> list[Path]:
-        """Write the tables whose file lacks a row; return the files."""
+        """Write the tables whose file lacks a row, and note them; return the files."""
+        entries: list[list[Any]] = []
         written: list[Path] = []
         for table, rows in hour.group.tables():
             count = f"select count(*) from {table} where {rows}"  # noqa: S608
             ((there,),) = self._owner.fetch(count, hour.span())
             ((sealed, part),) = self._owner.fetch(SEALED, [table, hour.since_s])
             if there > 0 and there != sealed:
-                written.append(self._write(table, rows, hour, part, there))
+                file, part, there = self._write(table, rows, hour, part, there)
+                place = file.relative_to(self._folder.parent).as_posix()
+                entries.append([table, hour.since_s, part, there, place])
+                written.append(file)
+        if entries:
+            self._owner.transact(lambda c: _note(c, entries))
         return written
 
-    def _write(self, table: str, rows: str, hour: Hour, part: int, count: int) -> Path:
+    def _write(
+        self, table: str, rows: str, hour: Hour, part: int, count: int
+    ) -> tuple[Path, int, int]:
+        """Write the rows to a file that may be replaced; return it, its part and its number of rows."""
         ((made,),) = self._owner.fetch("select created_at from meta")
         store = made.isoformat().encode()
         while not _may_replace(file := self._file(table, hour.since_s, part), store, count):
@@ -171,14 +183,10 @@ class History:
         with self._owner.reader() as cursor:
             try:
                 asked = cursor.sql(f"select * from {table} where {rows}", params=hour.span())  # noqa: S608
-                count = _write_parquet(file, asked.to_arrow_reader(BATCH_ROWS), store)
+                return file, part, _write_parquet(file, asked.to_arrow_reader(BATCH_ROWS), store)
             except (duckdb.Error, OSError, pa.ArrowException) as error:
                 cause = first_sentence(str(error))
                 raise TelemetryError(f"{file} was not written: {cause}") from error
-        place = file.relative_to(self._folder.parent).as_posix()
-        entry = [table, hour.since_s, part, count, place]
-        self._owner.transact(lambda c: _note(c, entry))
-        return file
 
     def _file(self, table: str, hour_s: float, part: int) -> Path:
         name = f"{datetime.fromtimestamp(hour_s, UTC):%Y-%m-%dT%H}{f'-{part}' if part > 1 else ''}"
@@ -220,12 +228,13 @@ def _write_parquet(file: Path, batches: Any, store: bytes) -> int:
     return rows
 
 
-def _note(c: Connection, entry: list[Any]) -> None:
-    c.execute("delete from sealed where name = ? and hour_s = ? and not forgotten", entry[:2])
-    c.execute(
-        "insert into sealed (name, hour_s, part, rows, file, forgotten) values (?, ?, ?, ?, ?, false)",
-        entry,
-    )
+def _note(c: Connection, entries: list[list[Any]]) -> None:
+    for entry in entries:
+        c.execute("delete from sealed where name = ? and hour_s = ? and not forgotten", entry[:2])
+        c.execute(
+            "insert into sealed (name, hour_s, part, rows, file, forgotten) values (?, ?, ?, ?, ?, false)",
+            entry,
+        )
 
 
 def _forget(c: Connection, hour: Hour) -> None:

@@ -132,5 +132,5 @@ def test_a_long_queue_is_worked_off_in_steps(desk: Desk, monkeypatch: pytest.Mon
     assert not desk.record(5)
     assert not desk.record(6)
     assert desk.record(7)
-    assert desk.said[-1] == "windows are written again; 7 waited"
+    assert desk.said[-1].startswith("windows are written again; 7 waited")
     assert [[w, 1] for w in range(8)] == desk.counts("windows")
