@@ -100,15 +100,15 @@ def make_report(ask: Ask, since_s: float | None, until_s: float | None, for_s: f
     first, last = _span(questions, since_s, until_s, for_s)
     windows = f"window_id between {first} and {last}"
     totals = questions.rows(TOTALS.format(windows=windows))[0]
-    since_s, until_s = totals.pop("since_s"), totals.pop("until_s")
-    happened = f"at_s between {since_s!r} and {until_s!r}"
+    began_s, ended_s = float(totals.pop("since_s")), float(totals.pop("until_s"))
+    happened = f"at_s between {began_s!r} and {ended_s!r}"
     every = max(1, -(-(last - first + 1) // POINTS))
     course = questions.columns(COURSE.format(windows=windows, first=first, every=every))
     return Report(
         first_window=first,
         last_window=last,
-        since_s=since_s,
-        until_s=until_s,
+        since_s=began_s,
+        until_s=ended_s,
         objective=totals.pop("objective"),
         totals=totals,
         gains=_gains(
@@ -160,15 +160,15 @@ def _span(
         raise ReportError(
             "The telemetry has no windows yet; let `autopoiesis serve` run for a while."
         )
-    until_s = there["last_s"] if until_s is None else until_s
-    since_s = until_s - for_s if since_s is None else since_s
+    end_s = float(there["last_s"]) if until_s is None else until_s
+    start_s = end_s - for_s if since_s is None else since_s
     (found,) = questions.rows(
         "select min(window_id) as first, max(window_id) as last from windows "  # noqa: S608
-        f"where started_s >= {since_s!r} and started_s < {until_s!r}"
+        f"where started_s >= {start_s!r} and started_s < {end_s!r}"
     )
     if found["first"] is None:
         raise ReportError(
-            f"No window began between {moment(since_s)} and {moment(until_s)}; "
+            f"No window began between {moment(start_s)} and {moment(end_s)}; "
             f"the telemetry has windows from {moment(there['first_s'])} to {moment(there['last_s'])}."
         )
     return found["first"], found["last"]

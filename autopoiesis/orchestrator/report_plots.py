@@ -51,7 +51,7 @@ def draw_allocation(report: Report) -> str:
         axes.stackplot(_times(report), np.array(areas), colors=paints, linewidth=0)
         _legend(axes, [_patch(paint) for paint in paints], labels)
     axes.set_ylim(0, 1)
-    axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
+    axes.yaxis.set_major_formatter("{x:.0%}")
     return _svg(figure, "allocation")
 
 
@@ -94,7 +94,7 @@ def draw_latency(report: Report) -> str:
         axes.set_ylabel(f"{name.upper()} [s]")
         axes.set_yscale("log")
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        axes.yaxis.set_major_formatter("{x:g}")
         axes.yaxis.set_minor_formatter(NullFormatter())
         _legend(axes, [_patch(HUMAN[0]), _patch(HUMAN[2])], ["median", "99th percentile"])
     return _svg(figure, "latency")
