@@ -108,11 +108,12 @@ def read_entry(entry: Message) -> Ending | None:
 
 
 def _status(code: int, flags: Any) -> tuple[Status, int]:
-    if any(getattr(flags, flag) for flag in _GONE_FLAGS):
+    flagged = flags.ByteSize() > 0  # most often not, and then there is no need to look at each
+    if flagged and any(getattr(flags, flag) for flag in _GONE_FLAGS):
         return Status.ABORTED, code or CLIENT_CLOSED
     if code == 0:
         return Status.ABORTED, CLIENT_CLOSED
-    if code >= 500 or any(getattr(flags, flag) for flag in _BROKEN_FLAGS):
+    if code >= 500 or (flagged and any(getattr(flags, flag) for flag in _BROKEN_FLAGS)):
         return Status.FAILED, code
     return (Status.REJECTED if code >= 400 else Status.COMPLETED), code
 

@@ -74,7 +74,6 @@ def replica_cluster(settings: DataPlaneSettings, run_dir: RunDir) -> Config:
         },
         "circuit_breakers": _limits(settings.most_requests, settings.most_retries),
         "health_checks": [_health_check(settings.frozen_s)],
-        "close_connections_on_host_health_failure": True,
         "ignore_health_on_host_removal": True,
     }
 

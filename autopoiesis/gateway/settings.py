@@ -76,8 +76,7 @@ class DataPlaneSettings(BaseModel):
     eject_s: float = Field(default=2.0, gt=0.0)
     """... this long, and longer each further time."""
     frozen_s: float = Field(default=10.0, ge=2.0)
-    """A replica that answers no health check for about this long is taken to be gone: its connections are closed,
-    and requests it has not begun to answer go to another."""
+    """A replica that answers no health check for about this long gets no new request; what it has, waits."""
     picker_timeout_s: float = Field(default=2.0, gt=0.0)
     """A picker that says nothing for this long is passed over."""
     log_interval_s: float = Field(default=0.02, gt=0.0)

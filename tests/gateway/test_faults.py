@@ -70,6 +70,20 @@ def test_a_replica_killed_under_load_loses_no_request(stack: Stack):
     assert set(results) == {200}
 
 
+def test_a_frozen_replica_gets_hardly_any_new_requests(stack: Stack):
+    with load(stack) as results:
+        time.sleep(0.3)
+        stack.processes["r1"].send_signal(signal.SIGSTOP)
+        try:
+            time.sleep(0.5)
+            before = len(results)
+            time.sleep(1.0)
+            assert len(results) - before >= 4  # at most a few clients wait for it
+        finally:
+            stack.processes["r1"].send_signal(signal.SIGCONT)
+    assert set(results) == {200}
+
+
 def test_the_picker_killed_under_load_loses_no_request(stack: Stack):
     with serving(stack, FIRST_REPLICA, "r1") as arm_id:
         with load(stack) as results:
