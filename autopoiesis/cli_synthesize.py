@@ -63,6 +63,13 @@ def synthesize(
             "and slow functions evolve too.",
         ),
     ] = None,
+    allow_unsandboxed: Annotated[
+        bool,
+        typer.Option(
+            "--allow-unsandboxed",
+            help="Run slow functions although this machine cannot shut them off; `doctor` says what is lacking.",
+        ),
+    ] = False,
     slo_ttft: SloTtft = None,
     slo_tpot: SloTpot = None,
     recording: Annotated[
@@ -114,6 +121,7 @@ def synthesize(
                 for_s=for_s,
                 quiet=silent,
                 capacity_file=capacity,
+                allow_unsandboxed=allow_unsandboxed,
             )
         else:
             report = synthesize_on_windows(

@@ -18,7 +18,7 @@ import ast
 import json
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -298,35 +298,38 @@ def judge(name: str, replays: int, seeds: int) -> Judged:
     )
 
 
+HEAD = ("regime", "best human arm", "its utility", "evolved over it", "tuned over it", "random over it",
+        "evolved over tuned", "over random", "over the human arm best in hindsight")  # fmt: skip
+
+
 def quality(replays: int, seeds: int, only: str, json_file: Path | None, processes: int) -> None:
-    """Judge every regime and print the tables."""
-    names = [r.name for r in REGIMES if only in r.name]
+    """Judge every regime and print a row for each as it is done."""
+    names = [r.name for r in REGIMES if any(part in r.name for part in only.split(","))]
     brief, _ = brief_of(REGIMES[0], 1.0, 0)
     load_kernels(brief)
+    print(
+        f"{replays} replays each, {seeds} seeds of search, utility in the second half of each trace\n"
+    )
+    print(f"| {' | '.join(HEAD)} |")
+    print("| --- " * len(HEAD) + "|", flush=True)
+    results: list[Judged] = []
     with ProcessPoolExecutor(processes) as pool:
-        results: list[Judged] = []
-        for judged in pool.map(judge, names, [replays] * len(names), [seeds] * len(names)):
-            results.append(judged)
-            print(f"<!-- {judged.regime} done -->", flush=True)
-    print(
-        f"\n{replays} replays each, {seeds} seeds of search, utility in the second half of each trace\n"
-    )
-    print(
-        "| regime | best human arm | its utility | evolved over it | tuned over it | random over it |"
-    )
-    print("| --- | --- | --- | --- | --- | --- |")
-    for r in results:
-        cells = [f"{r.over_human[w]} ({r.promoted[w]} of {seeds})" for w in WAYS]
-        print(f"| {r.regime} | {r.best_human} | {r.human:.4f} | {' | '.join(cells)} |")
-    print("\n| regime | evolved over tuned | over random | over the human arm best in hindsight |")
-    print("| --- | --- | --- | --- |")
-    for r in results:
-        told = r.evolved_over
-        print(
-            f"| {r.regime} | {told['tuned']} | {told['random']} | {r.hindsight}: {told['hindsight']} |"
-        )
-    if json_file:
-        json_file.write_text(json.dumps([asdict(r) for r in results], indent=1))
+        for done in as_completed([pool.submit(judge, name, replays, seeds) for name in names]):
+            r = done.result()
+            results.append(r)
+            ways = [f"{r.over_human[w]} ({r.promoted[w]} of {seeds})" for w in WAYS]
+            told = [str(r.evolved_over[other]) for other in ("tuned", "random", "hindsight")]
+            cells = [
+                r.regime,
+                r.best_human,
+                f"{r.human:.4f}",
+                *ways,
+                *told[:2],
+                f"{r.hindsight}: {told[2]}",
+            ]
+            print(f"| {' | '.join(cells)} |", flush=True)
+            if json_file:
+                json_file.write_text(json.dumps([asdict(result) for result in results], indent=1))
 
 
 def main() -> None:

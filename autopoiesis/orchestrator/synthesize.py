@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +96,7 @@ def synthesize_on_trace(
     for_s: float | None,
     quiet: bool,
     capacity_file: Path | None = None,
+    allow_unsandboxed: bool = False,
 ) -> CycleReport:
     """Run one cycle on the newest windows of a trace, against the human arms; nothing is kept.
 
@@ -108,6 +109,7 @@ def synthesize_on_trace(
     else:
         capacity = read_capacity(capacity_file).speed(speed)
         brief = _planning_brief(settings, trigger, trace, capacity, fleet)
+        brief = replace(brief, allow_unsandboxed=allow_unsandboxed)
     row = _run(brief, errand_of(settings, *_instance(settings)), None, quiet)
     return CycleReport(row, "Nothing was written down: the traffic is a trace's.", bool(row.error))
 

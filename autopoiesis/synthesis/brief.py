@@ -92,6 +92,8 @@ class Brief:
     """Policies refused before, in this cycle and in earlier ones, the most telling first."""
     yards: tuple[Yard, ...] = ()
     """What plans are made of, for each window and then each hold-out window: slow functions evolve too."""
+    allow_unsandboxed: bool = False
+    """Run slow functions also where the machine cannot shut them off."""
     diagnosis: str = ""
     """What the twin shows of the best policies so far, in words; filled in as the cycle goes."""
 

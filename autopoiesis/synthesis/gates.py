@@ -15,7 +15,7 @@ from autopoiesis.arms.slow import SlowPolicy, verify_slow
 from autopoiesis.synthesis.archive import Elite
 from autopoiesis.synthesis.brief import Brief, Incumbent
 from autopoiesis.synthesis.complement import by_complement
-from autopoiesis.synthesis.probe import Probe
+from autopoiesis.synthesis.probe import REQUESTS, STATES, Probe
 from autopoiesis.synthesis.proposer import Proposal, joined
 from autopoiesis.synthesis.race import (
     CONFIDENCE,
@@ -41,6 +41,7 @@ CLEARLY_WORSE = 0.02
 """Loss in mean utility on the screen that ends a candidate."""
 FUTILE_CONFIDENCE = 0.8
 """A race stops once an interval of this coverage lies below zero: stopping early promotes nothing."""
+PROBED = STATES * REQUESTS
 KEPT = 4
 """Fewest candidates of a generation that go on from one round of the race to the next."""
 
@@ -208,6 +209,12 @@ class Gates:
             return False
         candidate.policy, candidate.slow = policy, planned
         candidate.program = compile_policy(policy)
+        if nonsense := self._probe.nonsense(candidate.program):
+            candidate.reject(
+                "verify",
+                f"all its scores are infinite in {nonsense} of {PROBED} probed states, and it would be taken off",
+            )
+            return False
         return True
 
     def novelty(self, candidate: Candidate) -> bool:

@@ -21,7 +21,7 @@ from autopoiesis.arms.fleet import (
     place,
     urgency,
 )
-from autopoiesis.arms.machine import CEILING, Program
+from autopoiesis.arms.machine import CEILING, LARGEST, Program
 from autopoiesis.arms.objective import Objective
 from autopoiesis.arms.prefix import BLOCK_TOKENS
 from autopoiesis.twin.simulation import ReplicaSpec
@@ -61,8 +61,10 @@ def _decide(
     orders: NDArray[np.int64],
     admitted: NDArray[np.bool_],
     urgencies: NDArray[np.float64],
-) -> None:
+) -> int:
+    """Fill the arrays; return in how many states all scores are infinite."""
     registers = program.registers.copy()
+    nonsense = 0
     for s in range(states.rows.shape[0]):
         state.replica[:] = states.rows[s]
         state.traffic[:] = states.traffic[s]
@@ -77,7 +79,10 @@ def _decide(
             session = states.session[s, q]
             blocks = states.blocks[session % states.blocks.shape[0], : states.depth[s, q]]
             count = place(program, registers, state, group, blocks, session, NOW_S, orders[s, q])
+            if count > 0 and state.scores[orders[s, q, 0]] >= LARGEST:
+                nonsense += 1
             orders[s, q, count:] = -1
+    return nonsense
 
 
 class Probe:
@@ -103,16 +108,31 @@ class Probe:
 
     def decisions(self, program: Program) -> bytes:
         """Return what the policy decides; equal bytes mean equal behaviour in all states."""
-        shape = (STATES, REQUESTS)
-        orders = np.full((*shape, len(self._group.members)), -1)
-        admitted = np.empty(shape, np.bool_)
-        urgencies = np.zeros(shape)
-        _decide(program, self._states, self._state, self._group, orders, admitted, urgencies)
+        orders, admitted, urgencies, _ = self._asked(program)
         if program.entry[CEILING] < 0:
             urgencies[:] = 0.0  # nothing is ever held, so its order does not matter
         turn = np.argsort(urgencies, axis=1, kind="stable")
         orders[~admitted] = -2
         return b"".join(part.astype(np.int8).tobytes() for part in (orders, admitted, turn))
+
+    def nonsense(self, program: Program) -> int:
+        """Return in how many of the states the policy gives no replica a finite score.
+
+        The gateway does not serve by such an answer, and takes the arm off for the third one.
+        """
+        return self._asked(program)[3]
+
+    def _asked(
+        self, program: Program
+    ) -> tuple[NDArray[np.int64], NDArray[np.bool_], NDArray[np.float64], int]:
+        shape = (STATES, REQUESTS)
+        orders = np.full((*shape, len(self._group.members)), -1)
+        admitted = np.empty(shape, np.bool_)
+        urgencies = np.zeros(shape)
+        nonsense = _decide(
+            program, self._states, self._state, self._group, orders, admitted, urgencies
+        )
+        return orders, admitted, urgencies, nonsense
 
 
 def _draw_states(

@@ -138,12 +138,16 @@ class Course:
         objective: Objective,
         in_time: Callable[[], None],
         yards: Sequence[Yard] = (),
+        *,
+        allow_unsandboxed: bool = False,
     ) -> None:
         """Prepare; `in_time` is called before each replay and raises `OutOfTime` to stop.
 
-        `yards` are what plans are made of, for each window; without them there are no pairs.
+        `yards` are what plans are made of, for each window; without them there are no pairs. Slow functions
+        run where they cannot be shut off only if `allow_unsandboxed` says so.
         """
         self.replays = 0
+        self._allow_unsandboxed = allow_unsandboxed
         self._yards = tuple(yards)
         self._planners: dict[str, SlowArm] = {}
         self._replicas = tuple(replicas)
@@ -183,7 +187,9 @@ class Course:
 
     def _planner(self, slow: SlowPolicy) -> SlowArm:
         """Return the slow policy's process; those used longest ago end. Raises SandboxError."""
-        planner = self._planners.pop(slow.id, None) or SlowArm(slow)
+        planner = self._planners.pop(slow.id, None) or SlowArm(
+            slow, allow_unsandboxed=self._allow_unsandboxed
+        )
         self._planners[slow.id] = planner
         while len(self._planners) > MOST_PLANNERS:
             self._planners.pop(next(iter(self._planners))).close()

@@ -125,7 +125,13 @@ class _Cycle:
         self._clock = clock
         self._deadline = deadline
         self._deadline.until_s = self.started_s + brief.budget_s
-        self._course = Course(brief.replicas, brief.objective, deadline.look, brief.yards)
+        self._course = Course(
+            brief.replicas,
+            brief.objective,
+            deadline.look,
+            brief.yards,
+            allow_unsandboxed=brief.allow_unsandboxed,
+        )
         self._diagnosed: dict[str, str] = {}
         self._raced: list[Candidate] = []
 

@@ -47,7 +47,10 @@ class TuningProposer:
             if self._clock() >= until_s:
                 raise OutOfTime
 
-        course = Course(brief.replicas, brief.objective, in_time, brief.yards)
+        unsandboxed = brief.allow_unsandboxed
+        course = Course(
+            brief.replicas, brief.objective, in_time, brief.yards, allow_unsandboxed=unsandboxed
+        )
         try:
             return self._tuned(parents, course, race_cells(brief), until_s, rng)[:n]
         finally:

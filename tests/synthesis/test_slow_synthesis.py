@@ -193,17 +193,20 @@ def test_a_planner_that_fails_serves_on_with_the_first_plan(cycle) -> None:
     assert failing.gain == pytest.approx(0.0, abs=1e-9)
 
 
-def test_slow_functions_have_no_place_in_a_cycle_on_a_fixed_fleet() -> None:
-    class Once(Given):
-        def propose(self, brief, parents, n, rng):
-            sources, self._sources = self._sources, []
-            return [Proposal(source, self.origin) for source in sources]
+class Plainly(Given):
+    """The same where the fleet is fixed."""
 
+    def propose(self, brief, parents, n, rng):
+        sources, self._sources = self._sources, []
+        return [Proposal(source, self.origin) for source in sources]
+
+
+def test_slow_functions_have_no_place_in_a_cycle_on_a_fixed_fleet() -> None:
     asked = brief()
     fixed = replace(
         asked, yards=(), incumbents=tuple(replace(i, slow="") for i in asked.incumbents[:1])
     )
-    row = step(fixed, Once(FAST[0].source + FILL), clock=looks())
+    row = step(fixed, Plainly(FAST[0].source + FILL), clock=looks())
     assert [c.reason for c in row.candidates] == [
         "its slow functions have no place where the fleet is fixed"
     ]
@@ -233,6 +236,18 @@ def test_a_letter_tells_of_slow_functions_where_they_are_judged() -> None:
         asked, yards=(), incumbents=tuple(replace(i, slow="") for i in asked.incumbents)
     )
     assert "## Slow functions" not in letter(fixed, [replace(p, slow="") for p in parents])
+
+
+def test_policies_that_say_nothing_in_an_idle_fleet_are_refused() -> None:
+    asked = brief()
+    fixed = replace(
+        asked, yards=(), incumbents=tuple(replace(i, slow="") for i in asked.incumbents[:1])
+    )
+    source = "def score(request, replica, fleet):\n    return 1 / replica.in_flight\n"
+    row = step(fixed, Plainly(source), clock=looks())
+    (only,) = row.candidates
+    assert only.gate == "verify"
+    assert "all its scores are infinite in" in only.reason
 
 
 # --- briefs -----------------------------------------------------------------------------------------
