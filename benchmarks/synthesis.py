@@ -1,7 +1,7 @@
 """How fast a synthesis cycle works, and whether what it finds is worth more than what is there already.
 
-    python benchmarks/synthesis.py speed [--seconds 10]
-    python benchmarks/synthesis.py quality [--replays 800] [--seeds 3] [--only NAME] [--json FILE]
+    python benchmarks/synthesis.py speed [--seconds 10] [--only NAME,NAME]
+    python benchmarks/synthesis.py quality [--replays 800] [--seeds 3] [--only NAME,NAME] [--json FILE]
 
 `speed` keeps two cores busy, as many processes at once, and times candidates at screen level; then whole cycles
 in a worker process of their own, from the trigger to the first promoted arm.
@@ -131,13 +131,13 @@ def _course(brief: Brief) -> Course:
     return Course(brief.replicas, brief.objective, lambda: None)
 
 
-def speed(seconds: float) -> None:
+def speed(seconds: float, only: str) -> None:
     """Time the screen with two cores busy, then cycles from trigger to the first promoted arm."""
     print(
         "| traffic | requests in a screen | screened /s, each of two processes | cycle [s] | promoted |"
     )
     print("| --- | --- | --- | --- | --- |")
-    for regime in REGIMES:
+    for regime in (r for r in REGIMES if any(part in r.name for part in only.split(","))):
         with ProcessPoolExecutor(2) as pool:
             both = list(pool.map(screened_per_second, [regime.name] * 2, [seconds] * 2))
         brief, _ = brief_of(regime, 20.0, 0)
@@ -345,7 +345,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     if options.what == "speed":
-        speed(options.seconds)
+        speed(options.seconds, options.only)
     else:
         quality(options.replays, options.seeds, options.only, options.json, options.processes)
 
