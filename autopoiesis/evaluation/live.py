@@ -86,7 +86,8 @@ def serving(situation: Situation, folder: Path, synthesizer: str) -> Generator[I
         )  # fmt: skip
         try:
             url = f"http://127.0.0.1:{port}"
-            _wait_until_it_serves(process, url, folder)
+            for page in (f"{url}/v1/models", f"http://127.0.0.1:{control}/"):
+                _wait_until_it_answers(process, page, folder)
             yield Instance(url, folder)
         finally:
             process.send_signal(signal.SIGTERM)
@@ -100,14 +101,14 @@ def serving(situation: Situation, folder: Path, synthesizer: str) -> Generator[I
 _AUTOPOIESIS = (sys.executable, "-m", "autopoiesis")
 
 
-def _wait_until_it_serves(process: "subprocess.Popen[bytes]", url: str, folder: Path) -> None:
+def _wait_until_it_answers(process: "subprocess.Popen[bytes]", page: str, folder: Path) -> None:
     until_s = time.monotonic() + START_S
     while time.monotonic() < until_s:
         if process.poll() is not None:
             said = (folder / "serve.log").read_text("utf-8", "replace").strip().splitlines()
             raise LiveError(f"serve ended before it was ready: {said[-1] if said else 'no word'}")
         try:
-            with urllib.request.urlopen(f"{url}/v1/models", timeout=2.0):  # noqa: S310 - our own child
+            with urllib.request.urlopen(page, timeout=5.0):  # noqa: S310 - our own child
                 return
         except (urllib.error.URLError, OSError):
             time.sleep(0.2)
