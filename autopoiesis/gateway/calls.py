@@ -15,6 +15,8 @@ log = logging.getLogger(__name__)
 HEALTH = "/grpc.health.v1.Health/Check"
 SERVING, NOT_SERVING = b"\x08\x01", b"\x08\x02"
 """`HealthCheckResponse` as it is sent."""
+BREAK_S = 0.005
+"""How long after the last message a call is known not to be broken off."""
 GRACE_S = 0.5
 """How long calls may go on after the server was told to close."""
 
@@ -41,64 +43,75 @@ class Caller(Protocol):
 class Call:
     """Our end of one call."""
 
-    __slots__ = ("_changed", "_status", "_unsent", "is_over")
+    __slots__ = ("_context", "_inside", "_late", "_serving", "_status", "_unsent", "is_over")
 
-    def __init__(self) -> None:
+    def __init__(self, context: Any) -> None:
         self.is_over = False
         """Ended by us or broken off; nothing more can be said."""
+        self._context = context
         self._unsent: list[bytes] = []
         self._status = (Code.OK, "")
-        self._changed = asyncio.Event()
+        self._inside = False
+        """The caller is being told something: what it says is sent when it returns."""
+        self._serving: asyncio.Task[Any] | None = None
+        self._late: asyncio.Task[None] | None = None
 
     def send(self, message: bytes) -> None:
         """Send a message; in vain if the call is over."""
         if not self.is_over:
             self._unsent.append(message)
-            self._changed.set()
+            self._soon()
 
     def end(self, code: grpc.StatusCode = Code.OK, message: str = "") -> None:
         """End the call, once what was sent before has gone out."""
         if not self.is_over:
             self.is_over = True
             self._status = (code, message)
-            self._changed.set()
+            self._soon()
 
-    async def serve(self, caller: Caller, context: Any) -> None:
+    async def serve(self, caller: Caller) -> None:
         """Hand on what comes in, send what the caller says, until either side ends the call."""
-        reading = self._read(context)
+        self._serving = asyncio.current_task()
         try:
             while not self.is_over:
-                await self._changed.wait()
-                self._changed.clear()
-                if reading is not None and reading.done():
-                    message = reading.result()
-                    more = message is not _END
-                    self._tell(caller, message if more else None)
-                    reading = self._read(context) if more and not self.is_over else None
-                await self._send_all(context)
-            await self._send_all(context)
-            context.set_code(self._status[0])
-            context.set_details(self._status[1])
+                message = await self._context.read()
+                if message is _END:  # so says a call that is broken off, too, just before it tells
+                    await asyncio.sleep(BREAK_S)
+                self._tell(caller, None if message is _END else message)
+                await self._send_all()
+                if message is _END and not self.is_over:
+                    await asyncio.Event().wait()  # until `end`, which ends this wait too
+        except asyncio.CancelledError:
+            if not self.is_over:  # by the other side
+                raise
         finally:
-            if reading is not None:
-                reading.cancel()
             if not self.is_over:
                 self.is_over = True
                 caller.gone()
+        if self._late is not None:
+            await self._late
+        self._context.set_code(self._status[0])
+        self._context.set_details(self._status[1])
 
-    def _read(self, context: Any) -> asyncio.Future[Any]:
-        reading = asyncio.ensure_future(context.read())
-        reading.add_done_callback(self._has_read)
-        return reading
+    def _soon(self) -> None:
+        """Send what was said while the other side was silent."""
+        if not self._inside and self._late is None:
+            self._late = asyncio.ensure_future(self._send_late())
 
-    def _has_read(self, _: asyncio.Future[Any]) -> None:
-        self._changed.set()
+    async def _send_late(self) -> None:
+        with suppress(grpc.aio.BaseError):  # the call is broken off, as its reader learns
+            await self._send_all()
+        if self.is_over and self._serving is not None:
+            self._serving.cancel()
+        else:
+            self._late = None
 
-    async def _send_all(self, context: Any) -> None:
+    async def _send_all(self) -> None:
         while self._unsent:
-            await context.write(self._unsent.pop(0))
+            await self._context.write(self._unsent.pop(0))
 
     def _tell(self, caller: Caller, message: bytes | None) -> None:
+        self._inside = True
         try:
             if message is None:
                 caller.half_closed()
@@ -107,6 +120,8 @@ class Call:
         except Exception:
             log.exception("A message could not be answered")
             self.end(Code.INTERNAL, "the message could not be answered")
+        finally:
+            self._inside = False
 
 
 Service = Callable[[Call], Caller]
@@ -161,9 +176,9 @@ class Server(grpc.GenericRpcHandler):
 
 def _handler(service: Service) -> Any:
     async def serve(_: Any, context: Any) -> None:
-        call = Call()
+        call = Call(context)
         with suppress(grpc.aio.BaseError):  # the other side is gone; the caller was told
-            await call.serve(service(call), context)
+            await call.serve(service(call))
 
     return grpc.stream_stream_rpc_method_handler(serve)
 
