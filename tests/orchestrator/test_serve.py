@@ -136,6 +136,7 @@ def test_telemetry_tells_of_requests_windows_and_arms_while_serving(gateway, cli
         "traffic_share",
         "utility",
         "reason",
+        "kind",
     }
     assert all(set(row) == keys for row in rows)
     assert len([row for row in rows if row["origin"] == "human"]) >= 4
