@@ -77,9 +77,9 @@ def speed_table(report: SpeedReport) -> Table:
 
 def arms_table(rows: Sequence[Mapping[str, Any]]) -> Table:
     """Show the registry."""
-    table = Table(title=f"{len(rows)} arms", box=SIMPLE_HEAD, pad_edge=False)
+    table = Table(title=f"{len(rows)} arms", box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     widths = {"id": 12, "name": 10, "kind": 4, "origin": 7, "state": 9}
-    widths |= {"traffic": 7, "utility": 7, "why": 10}
+    widths |= {"traffic": 7, "utility": 7, "why": 6}
     for column, width in widths.items():
         side = "right" if column in {"traffic", "utility"} else "left"
         table.add_column(column, justify=side, min_width=width, no_wrap=True)

@@ -315,7 +315,12 @@ def _append(
 ) -> None:
     if rows:
         with c.appender(table, columns=[RENAMED.get(name, name) for name in names]) as appender:
-            appender.append_rows([[_plain(value) for value in row] for row in rows])
+            try:
+                appender.append_rows([[_plain(value) for value in row] for row in rows])
+                appender.flush()
+            except Exception:
+                appender.clear()  # the whole window is tried again
+                raise
 
 
 def _plain(value: Any) -> Any:

@@ -283,7 +283,8 @@ def _regression(recordings: Sequence[Recorded], rows: Sequence[Mask]) -> StepMod
     weight = 1.0 / y
     found, _ = nnls(x * weight[:, None], np.ones(len(y)))
     floor = 1e-3 * float(np.median(y))
-    step, sequence, token, context = np.maximum(found, [floor, floor / 16, floor / 256, 1e-9])
+    least = [floor, floor / 16, floor / 256, 1e-9]
+    step, sequence, token, context = np.maximum(found, least).tolist()
     return StepModel(
         weights_s=step, token_s=token, knee=1.0, head_s=0.0, head_sequence_s=0.0, host_s=0.0,
         host_sequence_s=sequence, decode_s=0.0, decode_context_token_s=context, decode_sequence_s=0.0,

@@ -39,6 +39,8 @@ ATTACKS = [
 ]
 HARMLESS = {3, 5}
 """Attacks that are policies here: numbers are floats, powers are total."""
+SAYS_NOTHING = 1
+"""Of these, how many score every replica alike, with the largest number, and are refused for that."""
 
 
 def says(*texts: str, **more) -> Reply:
@@ -170,7 +172,7 @@ def test_attacks_are_refused_with_a_reason_or_are_harmless():
     row = step(brief, ModelAuthor(Origin.OPENAI, other, 24))
     assert row.error == ""
     refused = [c for c in row.candidates if c.gate == "verify"]
-    assert len(refused) == 9 - len(HARMLESS)
+    assert len(refused) == 9 - len(HARMLESS) + SAYS_NOTHING
     for attack_number, attack in enumerate(ATTACKS):
         made, _, _ = proposals(says(f"```python\n{attack}```"), says(PROSE))
         assert len(made) == 1

@@ -54,6 +54,8 @@ class Nursery:
         assert self._process.stdin
         self._process.stdin.close()
         self._process.wait(LIMIT_S)
+        assert self._process.stdout
+        self._process.stdout.close()
 
     def child(self, work: str, path: Path, *arguments: object) -> Child:
         """Have a child work: `write` windows for ever, or `keep` the history as of a time."""
