@@ -50,6 +50,8 @@ SCALE = 0.2
 """Deviation of a logarithm beyond which a request counts as an outlier."""
 STEP = 0.4
 """Difference of a logarithm for derivatives; a simulator of queues is not smooth on less."""
+PAIRS = 0.5
+"""Share of a long prompt's time that attention over itself is first taken for: from nothing no fit finds it."""
 NEAR, FAR = 0.05, 1.6
 """Shortest and longest reach of an interval that is looked at, on the logarithm."""
 BLOCKS = 20
@@ -285,11 +287,13 @@ def _regression(recordings: Sequence[Recorded], rows: Sequence[Mask]) -> StepMod
     floor = 1e-3 * float(np.median(y))
     least = [floor, floor / 16, floor / 256, 1e-9]
     step, sequence, token, context = np.maximum(found, least).tolist()
+    long = float(np.percentile(np.concatenate([r.trace.input_tokens for r in recordings]), 90))
+    pair = max(context, 2.0 * PAIRS * token / long)
     return StepModel(
         weights_s=step, token_s=token, knee=1.0, head_s=0.0, head_sequence_s=0.0, host_s=0.0,
         host_sequence_s=sequence, decode_s=0.0, decode_context_token_s=context, decode_sequence_s=0.0,
         mixed_s=0.0, mixed_decode_s=0.0, mixed_context_token_s=context, mixed_sequence_s=0.0,
-        prefill_token_s=0.0, prefill_pair_s=context, prefill_cached_token_s=0.0,
+        prefill_token_s=0.0, prefill_pair_s=pair, prefill_cached_token_s=0.0,
     )  # fmt: skip
 
 
