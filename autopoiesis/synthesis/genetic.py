@@ -47,6 +47,7 @@ class GeneticProposer:
         """Return n new policies, fewer only if variation no longer finds any."""
         self._seen.update(incumbent.arm_id for incumbent in brief.incumbents)
         self._seen.update(brief.known)
+        self._seen.update(parent.id for parent in parents)
         odds = PRESSURE ** np.arange(len(parents))
         odds /= odds.sum()
         proposals: list[Proposal] = []
