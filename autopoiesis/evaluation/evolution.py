@@ -3,7 +3,7 @@
 `step` and `tune` are what the synthesis worker runs; what differs is the clock (`effort`).
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -167,6 +167,3 @@ def tuned_arm(
         best = max(found.values(), key=lambda p: course.mean(p.id, compile_policy(p), unseen))
     spent.replays += course.replays
     return best.source
-
-
-Choose = Callable[[Situation], str]

@@ -85,8 +85,6 @@ class Scenario:
     slo_tpot_s: float = 0.1
     window_s: float = 10.0
     market: Market | None = None
-    low_load: bool = False
-    """Whether nothing is to be gained here, only to be lost."""
 
     @property
     def objective(self) -> Objective:

@@ -171,7 +171,6 @@ def _steady(trace: str, load: float, fleet: FleetPlan, past_s: float, judged_s: 
         fleet,
         slo_ttft_s=5.0 if long else 1.0,
         window_s=20.0 if long else 10.0,
-        low_load=load <= 0.5,
     )
 
 
@@ -182,7 +181,6 @@ def _at_load(scenario: Scenario, load: float) -> Scenario:
         name=f"{name} {load * 100:.0f} %",
         past=tuple(replace(s, load=load) for s in scenario.past),
         judged=tuple(replace(s, load=load) for s in scenario.judged),
-        low_load=load <= 0.5,
     )
 
 

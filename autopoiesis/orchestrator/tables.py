@@ -77,12 +77,18 @@ def speed_table(report: SpeedReport) -> Table:
 
 def arms_table(rows: Sequence[Mapping[str, Any]]) -> Table:
     """Show the registry."""
-    table = Table(title=f"{len(rows)} arms", box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
-    widths = {"id": 12, "name": 10, "kind": 4, "origin": 7, "state": 9}
-    widths |= {"traffic": 7, "utility": 7, "why": 6}
-    for column, width in widths.items():
+    table = Table(
+        title=f"{len(rows)} arms",
+        box=SIMPLE_HEAD,
+        pad_edge=False,
+        padding=(0, 1, 0, 0),
+        expand=True,
+    )
+    for column in ("id", "name", "kind", "origin", "state", "traffic", "utility"):
         side = "right" if column in {"traffic", "utility"} else "left"
-        table.add_column(column, justify=side, min_width=width, no_wrap=True)
+        table.add_column(column, justify=side, no_wrap=True)
+    # A narrow terminal shortens the reason first: reduced alike, the other columns would vanish.
+    table.add_column("why", ratio=1, no_wrap=True)
     for row in rows:
         share, utility = number(row["traffic_share"], 2), number(row["utility"])
         told = [escape(row[column]) for column in ("id", "name", "kind", "origin", "state")]

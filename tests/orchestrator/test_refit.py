@@ -141,19 +141,35 @@ async def test_a_running_instance_corrects_its_twin(tmp_path):
         ]
         with serving(tmp_path, *options) as gateway:
 
+            def ask(query):
+                return json.loads(run("sql", query, "--format", "json", cwd=tmp_path)[1])
+
             def fitted():
-                query = f"select message from events where kind = 'twin' and subject = '{NAME}'"
-                told = run("sql", query, "--format", "json", cwd=tmp_path)[1]
-                return [row["message"] for row in json.loads(told)]
+                told = f"kind = 'twin' and subject = '{NAME}'"
+                return [row["message"] for row in ask(f"select message from events where {told}")]
+
+            def off():
+                """Return how far the time per token was off in each window, relatively."""
+                return [
+                    abs(row["twin"] / row["observed"] - 1.0)
+                    for row in ask(
+                        "select observed, twin from twin_errors where metric = 'tpot_mean_s' "
+                        "order by window_id"
+                    )
+                ]
 
             stop = asyncio.Event()
             sending = asyncio.create_task(send_steadily(gateway.url, 12.0, stop.is_set))
             while not (messages := await asyncio.to_thread(fitted)):
                 assert not sending.done()
                 await asyncio.sleep(1.0)
+            assert messages[0].startswith("fitted anew: error "), messages
+            async with asyncio.timeout(30):
+                while max((course := await asyncio.to_thread(off))[-3:]) > 0.25:
+                    await asyncio.sleep(1.0)
+            assert min(course[:3]) > 0.5
             stop.set()
             await sending
-            assert messages[0].startswith("fitted anew: error "), messages
     finally:
         replica.kill()
         replica.wait()
