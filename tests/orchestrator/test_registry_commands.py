@@ -360,7 +360,7 @@ def test_a_folder_that_is_none_is_named(tmp_path: Path, command: str):
 
 # --- kill -9 ---------------------------------------------------------------------------------------
 
-ADDER = """
+ADDER = r"""
 import sys
 from pathlib import Path
 from autopoiesis.orchestrator.orders import ordering
@@ -370,9 +370,9 @@ with ordering(Settings(data_dir=Path(sys.argv[1]))) as orders:
     number = int(sys.argv[2])
     while True:
         number += 1
-        print(number, "tried", flush=True)
+        print(f"{number} tried\n", end="", flush=True)  # one write: a kill leaves a line or none
         orders.add_arm(NewArm(sys.argv[3].format(number), name=f"arm-{number}", canary=True), Said("test"))
-        print(number, "kept", flush=True)
+        print(f"{number} kept\n", end="", flush=True)
 """
 
 
