@@ -70,10 +70,11 @@ GROUPS = (
     Group("requests", "arrived_s", is_detail=True),
     Group("replicas", "at_s", is_detail=True),
     Group("windows", "started_s", number="window_id",
-          belonging=dict.fromkeys(("cells", "arm_estimates", "allocations", "twin_errors"), OF_WINDOWS)),
+          belonging=dict.fromkeys(("cells", "arm_estimates", "allocations", "twin_errors", "prefix_errors"), OF_WINDOWS)),
     Group("syntheses", "started_s", number="synthesis", belonging={"candidates": OF_SYNTHESES}),
     Group("events", "at_s"),
     Group("plans", "created_s"),
+    Group("reconfigurations", "began_s"),
 )  # fmt: skip
 """What is known of arms stays: the registry forgets nothing."""
 STAYS = {"candidates": "arm_id in (select id from arms)"}

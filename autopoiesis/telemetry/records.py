@@ -203,6 +203,52 @@ class PlanRow:
 
 
 @dataclass(frozen=True, slots=True)
+class Reconfiguration:
+    """What it took to change one replica. Durations are seconds; 0 where a phase was not seen."""
+
+    replica: str
+    action: str
+    """start, stop, sleep, wake, restart."""
+    began_s: float
+    """When the change began, the replica being drained."""
+    seconds: float
+    """From then until it served, or was gone."""
+    drain_s: float = 0.0
+    """Before that: from the order until it was empty."""
+    import_s: float = 0.0
+    """Processes and imports: what is left of the seconds."""
+    load_s: float = 0.0
+    """Weights."""
+    compile_s: float = 0.0
+    capture_s: float = 0.0
+    """CUDA graphs."""
+    engine_s: float = 0.0
+    """Profiling, making the KV cache, warming the engine up, without compiling and capturing."""
+    warmup_s: float = 0.0
+    """How much longer its first answer took than its second."""
+    max_num_seqs: int = 0
+    """The limits it got; 0: as it was started first."""
+    max_num_batched_tokens: int = 0
+    tensor_parallel: int = 0
+    error: str = ""
+    """Why it failed and was taken back, empty if it did not."""
+
+
+@dataclass(frozen=True, slots=True)
+class PrefixErrorRow:
+    """Prefix-cache hits of one replica in one window: expected by the gateway, and counted by the replica."""
+
+    window: int
+    replica: str
+    tokens: int
+    """Prompt tokens that the replica looked up."""
+    expected: float
+    """Share of prompt tokens that were expected in the cache [0..1]."""
+    observed: float
+    """Share of looked-up tokens that were found there [0..1]."""
+
+
+@dataclass(frozen=True, slots=True)
 class EventRow:
     """Something an operator would want to know, in one line."""
 

@@ -27,6 +27,8 @@ from autopoiesis.telemetry.records import (
     EventRow,
     GuardRails,
     PlanRow,
+    PrefixErrorRow,
+    Reconfiguration,
     ReplicaSample,
     RequestRecord,
     SynthesisRow,
@@ -120,6 +122,8 @@ class Store:
         events: Sequence[EventRow] = (),
         state: Mapping[str, NDArray[Any]] | None = None,
         plans: Sequence[PlanRow] = (),
+        reconfigurations: Sequence[Reconfiguration] = (),
+        prefix_errors: Sequence[PrefixErrorRow] = (),
     ) -> None:
         """Write one closed window, and with it the next window's allocation, in one transaction.
 
@@ -149,6 +153,8 @@ class Store:
             _insert(c, "replicas", _names(ReplicaSample), replicas)
             _insert(c, "events", _names(EventRow), events)
             _insert(c, "plans", _names(PlanRow), plans)
+            _insert(c, "reconfigurations", _names(Reconfiguration), reconfigurations)
+            _insert(c, "prefix_errors", _names(PrefixErrorRow), prefix_errors)
             if allocation is not None:
                 _replace_allocation(c, allocation)
             if arrays is not None:
