@@ -249,14 +249,15 @@ def to_plain(values: tuple[Any, ...]) -> tuple[Any, ...]:
     """Return a window's or a fleet's values as plain tuples, NumPy's numbers as Python's."""
     if _SCALARS.issuperset(map(type, values)):
         return (*values,)
-    return tuple(
+    plain = [
         value
         if type(value) in _SCALARS
         else to_plain(value)
         if isinstance(value, tuple)
         else value.item()
         for value in values
-    )
+    ]  # quicker than to build the tuple value by value
+    return (*plain,)
 
 
 def window_from_plain(values: Sequence[Any]) -> WindowFeatures:
