@@ -37,6 +37,7 @@ from autopoiesis.arms.slow_features import (
     OptionFeatures,
     WindowFeatures,
 )
+from autopoiesis.gateway.decision import AGAIN, decide
 
 SOURCES = {arm.name: arm.source for arm in seed_arms()}
 PLACEMENTS = 1000
@@ -80,22 +81,20 @@ def place_many(times, program, registers, state, group, blocks, order):
 
 
 def ordering(program: Program, replicas: int, seconds: float) -> dict[str, dict[str, float]]:
-    """Time one decision, from compiled code and with the calls from Python that the gateway makes."""
+    """Time the ordering alone in compiled code, and the gateway's whole decision, called from Python."""
     state, group = fleet_of(replicas)
     registers, order = program.registers.copy(), np.zeros(replicas, np.int64)
-    blocks = np.arange(8, dtype=np.int64)
+    request, blocks = np.array([2000.0, 500.0, 0.0, 0.0, 0.0, 0.0]), np.arange(8, dtype=np.int64)
 
-    def from_python() -> None:
-        kernels.describe_request(registers, state, 2000.0, 500.0, 0.0, 0.0)
-        kernels.describe_fleet(registers, state, group, 1.0, 0.4)
-        kernels.place(program, registers, state, group, blocks, 5, 1.0, order)
-
-    def from_kernel() -> None:
+    def ordered() -> None:
         place_many(PLACEMENTS, program, registers, state, group, blocks, order)
 
+    def decided() -> None:
+        decide(program, registers, state, group, request, blocks, 5, 1.0, 0.4, AGAIN, False, order)
+
     return {
-        "from_kernel": timed(from_kernel, seconds, PLACEMENTS),
-        "from_python": timed(from_python, seconds),
+        "alone": timed(ordered, seconds, PLACEMENTS),
+        "admit, order and account for it, from Python": timed(decided, seconds),
     }
 
 
