@@ -35,9 +35,9 @@ select if(w % 977 = 0, 'drift', 'allocation') as kind, w as window_id, 'least-re
 from range(0, {windows}, 4) as r(w);
 insert into syntheses by name
 select s as synthesis, s * 720 as window_id, 'regret: 0.05 for 3 windows' as "trigger", 'genetic' as synthesizer,
-    24 as candidates, [] as promoted, '' as beaten, 'nothing better' as conclusion, 20.0 as seconds, 30.0 as cpu_seconds,
+    24 as candidates, if(s % 10 = 0, [arms[1 + s % len(arms)]], []) as promoted, '' as beaten, 'nothing better' as conclusion, 20.0 as seconds, 30.0 as cpu_seconds,
     0 as tokens, 0.0 as cost_usd, '' as error, {start} + s * 7200 as started_s
-from range({windows} // 720) as r(s);
+from range({windows} // 720) as r(s), arms_there;
 insert into candidates by name
 select s as synthesis, c::integer as position, '' as arm_id, 'rejected' as verdict,
     ['verify', 'novelty', 'screen', 'race', 'holdout'][1 + c % 5] as gate, -0.1 as gain, -0.2 as gain_low,
@@ -46,8 +46,8 @@ select s as synthesis, c::integer as position, '' as arm_id, 'rejected' as verdi
 from range({windows} // 720) as r(s), range(24) as t(c);
 insert into requests by name
 select 'r' || i as id, (i * {kept_windows} // {requests}) + {windows} - {kept_windows} as window_id, arms[1 + i % 4] as arm_id,
-    'r' || (i % 4) as replica, ['completed', 'completed', 'completed', 'shed', 'failed'][1 + hash(i) % 5] as status,
-    200 as http_status, 'm' as model, '/v1/chat/completions' as path, true as stream, 900 + hash(i) % 500 as input_tokens,
+    'r' || (i % 4) as replica, ['completed', 'completed', 'completed', 'shed', 'failed'][1 + (hash(i) % 5)::bigint] as status,
+    200 as http_status, 'm' as model, '/v1/chat/completions' as path, true as stream, 900 + (hash(i) % 500)::bigint as input_tokens,
     200 as output_tokens, 512 as max_output_tokens, 256 as cached_tokens, true as usage_counted,
     0.1 + (hash(i) % 1000) / 1000 as ttft_s, 0.02 as tpot_s, 4.0 as e2e_s, 0.0 as held_s, 0.0003 as decision_s,
     0.0 as priority_class, (i % 64)::smallint as shard, i as session, 1 as attempts,

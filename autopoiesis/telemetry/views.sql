@@ -143,11 +143,13 @@ order by s.share desc nulls last, m.name;
 
 -- How long it took from a change in the traffic until what was written in answer had traffic.
 create or replace view time_to_traffic as
-with served as (
-    select s.synthesis, min(a.window_id) as first_window
-    from syntheses as s join allocations as a on list_contains(s.promoted, a.arm_id)
-    where a.window_id > s.window_id
-    group by s.synthesis
+with promotions as (
+    select synthesis, window_id, unnest(promoted) as arm_id from syntheses
+),
+served as (
+    select p.synthesis, min(a.window_id) as first_window
+    from promotions as p join allocations as a on a.arm_id = p.arm_id and a.window_id > p.window_id
+    group by p.synthesis
 )
 select
     s.synthesis,
