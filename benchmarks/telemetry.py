@@ -180,6 +180,11 @@ def control_plane(parent: psutil.Process) -> dict[str, psutil.Process]:
     return found
 
 
+def simulated(parent: psutil.Process) -> list[psutil.Process]:
+    """Return the simulated replicas."""
+    return [child for child in parent.children() if "replicas.simulated" in " ".join(child.cmdline())]
+
+
 def asked(control_port: int, times: int) -> list[float]:
     """Put a query again and again; return how long each answer took [s]."""
     body = json.dumps({"query": ASKED}).encode()
@@ -269,6 +274,8 @@ def serving(rate: float, seconds: float) -> dict[str, float]:
             [sys.executable, __file__, "load", str(port), str(rate), "40"],
             stdout=subprocess.DEVNULL,
         )
+        for elsewhere in (psutil.Process(loaded.pid), *simulated(process)):
+            elsewhere.nice(10)  # users and GPUs are other machines
         time.sleep(2)
         queries = asked(control, 200)
         paints = first_paints(control, 5)
