@@ -4,6 +4,7 @@ Sizes and phases are the paper's (arXiv 2604.07144v1, section 7 and appendix H.3
 serves is measured in the twin: one engine, saturated with requests of the asked lengths.
 """
 
+import time
 from dataclasses import dataclass, replace
 from functools import cache
 
@@ -158,8 +159,29 @@ def rate_rps(kind: Kind, input_tokens: float, output_tokens: float) -> float:
     return _rate_rps(kind, rounded[0], rounded[1])
 
 
+def measuring_cpu_s() -> float:
+    """Return the CPU time that measuring rates has taken in this process so far."""
+    return _measuring.cpu_s
+
+
+@dataclass(slots=True)
+class _Measuring:
+    cpu_s: float = 0.0
+
+
+_measuring = _Measuring()
+
+
 @cache
 def _rate_rps(kind: Kind, input_tokens: float, output_tokens: float) -> float:
+    began_s = time.process_time()
+    try:
+        return _measured_rps(kind, input_tokens, output_tokens)
+    finally:
+        _measuring.cpu_s += time.process_time() - began_s
+
+
+def _measured_rps(kind: Kind, input_tokens: float, output_tokens: float) -> float:
     found = profile_of(kind.model, kind.gpu, kind.tensor_parallel)
     if found is None:
         return 0.0

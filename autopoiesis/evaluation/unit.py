@@ -16,7 +16,7 @@ from autopoiesis.evaluation.parts import Part
 from autopoiesis.evaluation.scenario import Scenario, Situation, situation_of
 from autopoiesis.evaluation.slow_contestants import SlowEffort
 from autopoiesis.evaluation.slow_contestants import contestants as slow_contestants
-from autopoiesis.evaluation.total_time import Workload, parts_of
+from autopoiesis.evaluation.workload import Workload, parts_of
 
 
 class Unit(Protocol):

@@ -27,17 +27,36 @@ SIGNALS = (
 )
 """What a trigger may watch, each with its usual size."""
 TRIGGER, PLANNER = "should_reschedule", "schedule"
+SEQS, TOKENS = ("MAX_SEQS", 256, (32, 1024)), ("MAX_TOKENS", 8192, (1024, 16384))
+"""Batch limits of all replicas: the constant's name, what a plan has without one, and the bounds."""
+_LIMITED = """
+PLAIN = ReplicaGroup
+MAX_SEQS = 256
+MAX_TOKENS = 8192
+def ReplicaGroup(model, gpu, width, replicas, seqs=0, tokens=0, share=1.0):
+    return PLAIN(model, gpu, width, replicas, MAX_SEQS, MAX_TOKENS, share=share)
+"""
+"""Stands before a planner, so that it need not know of limits."""
 
 Rng = np.random.Generator
 Named = ast.FunctionDef | ast.ClassDef | ast.Assign | ast.AnnAssign
 
 
-def vary_slow(text: str, mates: Sequence[str], rng: Rng) -> tuple[SlowPolicy, str] | None:
-    """Return a varied slow policy and what was done to it; None where nothing could be, or it does not verify."""
+def vary_slow(
+    text: str,
+    mates: Sequence[str],
+    rng: Rng,
+    operators: "Sequence[tuple[str, Operator]] | None" = None,
+) -> tuple[SlowPolicy, str] | None:
+    """Return a varied slow policy and what was done to it; None where nothing could be, or it does not verify.
+
+    Without `operators`, all are used.
+    """
     made: str | None = None
     done = ""
-    for i in rng.permutation(len(OPERATORS)):
-        done, operator = OPERATORS[i]
+    known = operators or OPERATORS
+    for i in rng.permutation(len(known)):
+        done, operator = known[i]
         made = operator(text, mates, rng)
         if made is not None and ast.dump(ast.parse(made)) != ast.dump(ast.parse(text)):
             break
@@ -161,7 +180,8 @@ def _numbers(text: str, _mates: Sequence[str], rng: Rng) -> str | None:
     tree = ast.parse(text)
     chosen = [
         node
-        for piece in _pieces(tree).values()
+        for name, piece in _pieces(tree).items()
+        if name not in {SEQS[0], TOKENS[0]}
         for node in _chosen_numbers(piece)
         if type(node.value) in {int, float} and node.value not in (0, 1)
     ]
@@ -188,6 +208,22 @@ def _chosen_numbers(piece: Named) -> list[ast.Constant]:
         for side in (node.left, *node.comparators)
         if isinstance(side, ast.Constant)
     ]
+
+
+def _limits(text: str, _mates: Sequence[str], rng: Rng) -> str | None:
+    """Double or halve a batch limit of all replicas: few values, because each has its speed measured."""
+    tree = ast.parse(text)
+    pieces = _pieces(tree)
+    if SEQS[0] not in pieces:
+        pieces = _pieces(ast.parse(_LIMITED)) | pieces
+    name, usual, (low, high) = SEQS if rng.random() < 0.5 else TOKENS
+    held = pieces[name]
+    assert isinstance(held, ast.Assign)
+    value = held.value.value if isinstance(held.value, ast.Constant) else usual
+    assert isinstance(value, int)
+    moved = min(max(value * 2 if rng.random() < 0.6 else value // 2, low), high)
+    held.value = ast.Constant(moved)
+    return _text(_imports(tree), pieces.values())
 
 
 def _joined(text: str, mates: Sequence[str], rng: Rng) -> str | None:
@@ -251,5 +287,8 @@ OPERATORS: tuple[tuple[str, Operator], ...] = (
     ("two triggers", _joined),
     ("one more signal", _watch),
     ("a pause after changes", _cool_down),
+    ("other batch limits", _limits),
 )
 """What can be done to a slow policy."""
+NUMERIC = tuple(known for known in OPERATORS if known[1] in {_numbers, _limits})
+"""What leaves its structure as it is: tuning."""

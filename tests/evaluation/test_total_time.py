@@ -1,5 +1,7 @@
 """The total time of the paper: its parts, what changes cost, and whether the twin agrees."""
 
+import re
+import time
 from dataclasses import replace
 
 import numpy as np
@@ -11,6 +13,8 @@ from autopoiesis.arms.migration import Order
 from autopoiesis.arms.objective import Objective
 from autopoiesis.arms.plan import Plan, ReplicaGroup
 from autopoiesis.arms.seeds import seed_arms
+from autopoiesis.evaluation import cluster as cluster_module
+from autopoiesis.evaluation.bound import bound_s
 from autopoiesis.evaluation.cluster import (
     ELASTIC_CLUSTER,
     HOMOGENEOUS_CLUSTER,
@@ -25,9 +29,13 @@ from autopoiesis.evaluation.cluster import (
     rate_rps,
     uniform_batch,
 )
+from autopoiesis.evaluation.plan_view import features
 from autopoiesis.evaluation.slow_contestants import Living, SlowEffort, fixed
-from autopoiesis.evaluation.slow_search import child, numbers_of, policy_of, seeds
-from autopoiesis.evaluation.total_time import Answer, Workload, features, parts_of, total_time
+from autopoiesis.evaluation.slow_policy import Answer
+from autopoiesis.evaluation.slow_search import child, policy_of, seeds
+from autopoiesis.evaluation.total_time import total_time
+from autopoiesis.evaluation.workload import Workload, parts_of
+from autopoiesis.synthesis.slow_mutation import NUMERIC, vary_slow
 from autopoiesis.twin.simulation import ReplicaSpec, SimCell, Simulation
 
 SMALL = Cluster("small", (Pool("h100", 8),), ("llama-3.1-8b",))
@@ -136,20 +144,66 @@ def test_another_future_changes_nothing_before_it():
     assert lasted[0] == pytest.approx(lasted[1], rel=0.1)
 
 
-def test_every_child_is_a_policy_and_keeps_what_its_parts_have():
+def test_every_child_is_a_policy_and_the_search_reaches_all_kinds_of_change():
     rng = np.random.default_rng(0)
     parents = [*seeds().values()]
     made = [child(parents, rng) for _ in range(40)]
     for genome in made:
         policy_of(genome)  # verified and loaded
-        assert set(dict(genome.numbers)) <= set(numbers_of(genome.trigger, genome.planner))
-    assert len({genome.trigger for genome in made}) > 3
-    assert any(genome.seqs != 256 for genome in made)
+    assert len({*made} - {*parents}) > 30
+    assert len({genome.name.partition(": ")[2] for genome in made}) > 5
+    assert {genome.seed for genome in made} <= {*seeds()}
 
 
-def test_the_limits_of_a_genome_are_those_of_its_plan():
-    genome = replace(seeds()["greedy"], seqs=512, tokens=4096)
+def test_tuning_changes_numbers_and_nothing_else():
+    rng = np.random.default_rng(1)
+    amortised = seeds()["threshold"]
+    tuned = {varied([amortised], rng) for _ in range(30)} - {amortised}
+    assert len(tuned) > 15
+    for genome in tuned:
+        assert {line for line in shape(amortised)} <= {line for line in shape(genome)}
+
+
+def shape(genome):
+    """The lines of a policy with every number written as 0."""
+    return [re.sub(r"[0-9.]+", "0", line) for line in genome.source.splitlines()]
+
+
+def test_the_batch_limits_of_a_policy_are_those_of_its_plan():
+    rng = np.random.default_rng(2)
+    limits = tuple(known for known in NUMERIC if known[0] == "other batch limits")
+    greedy = seeds()["greedy"]
+    made = vary_slow(vary_slow(greedy.source, (), rng, limits)[0].source, (), rng, limits)[0]
+    genome = replace(greedy, source=made.source)
+    wanted = {n: int(v) for n, v in re.findall(r"^(MAX_\w+) = (\d+)$", made.source, re.MULTILINE)}
     work = Workload(HOMOGENEOUS_CLUSTER, (Batch((100.0,), 500.0, 50.0),), PAPER_COSTS)
     state = fixed(genome)(work, work, NO_EFFORT, 0).state
     kinds = {(k.model, k.max_num_seqs, k.max_num_batched_tokens) for k in state.plan.kinds()}
-    assert kinds == {(LARGE, 512, 4096)}
+    assert kinds == {(LARGE, wanted["MAX_SEQS"], wanted["MAX_TOKENS"])}
+    assert wanted != {"MAX_SEQS": 256, "MAX_TOKENS": 8192}
+
+
+@pytest.mark.parametrize("cluster", [SMALL, replace(SMALL, models=("llama-3.1-8b", "llama-2-13b"))])
+def test_nobody_is_faster_than_the_bound(cluster):
+    parts = len(cluster.models)
+    phases = tuple(
+        replace(batch, requests=tuple(batch.requests[0] / parts for _ in range(parts)))
+        for batch in WORK.batches
+    )
+    work = replace(WORK, cluster=cluster, batches=phases)
+    times = [alone(name, work).now_s for name in ("never", "greedy", "milp")]
+    assert 0.4 * min(times) < bound_s(work) < min(times)
+
+
+def test_what_measuring_replicas_takes_is_nobodys_thinking(monkeypatch):
+    def slow(*_asked):
+        until_s = time.process_time() + 0.3
+        while time.process_time() < until_s:
+            pass
+        return 10.0
+
+    monkeypatch.setattr(cluster_module, "_measured_rps", slow)
+    odd = replace(WORK, batches=(Batch((40.0,), 3456.0, 78.0),))
+    spent = Living(evolves=False)(odd, odd, NO_EFFORT, 0).spent
+    cluster_module._rate_rps.cache_clear()
+    assert spent.cycles == 0 or spent.cpu_s < 0.3
