@@ -110,18 +110,22 @@ class Online:
     cells: bool = True
     archive: bool = True
     gates: bool = True
+    regimes: bool = True
+    tuning: bool = True
 
     def __call__(self, situation: Situation, effort: Effort) -> Ran:
         """Serve the past and what is judged, learning all the way."""
         with tempfile.TemporaryDirectory(prefix="autopoiesis-bench-") as folder:
             archive = Path(folder) / "archive.json" if self.archive else None
-            return self._serve(situation, Evolution(situation, effort, archive, self.gates))
+            evolution = Evolution(situation, effort, archive, self.gates, self.tuning)
+            return self._serve(situation, evolution)
 
     def _serve(self, situation: Situation, evolution: Evolution) -> Ran:
         registry = Registry(_Pool(seed_arms()))
         settings = LoopSettings(
             cell_replicas=2 if self.cells else len(situation.fleet.replicas),
             twin=self.twin,
+            regimes=self.regimes,
             triggers=TriggerSettings(target=EVOLVE_BELOW, cooldown_s=evolution.effort.cooldown_s),
         )
         run = run_online(
@@ -194,6 +198,8 @@ OURS = "evolved continuously"
 SWITCHING = "switching"
 FROZEN = "evolved once"
 ORACLE = "oracle"
+BOUND = "lower bound"
+"""What no contestant can be below; of total times alone."""
 
 
 def contestants() -> dict[str, Contestant]:
@@ -216,4 +222,6 @@ def ablations() -> dict[str, Contestant]:
         "without cells": Online(cells=False),
         "without archive": Online(archive=False),
         "without gates": Online(gates=False),
+        "without regimes": Online(regimes=False),
+        "without tuning": Online(tuning=False),
     }

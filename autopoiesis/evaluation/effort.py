@@ -47,6 +47,9 @@ class Spent:
     cpu_s: float = 0.0
     replays: int = 0
     cycles: int = 0
+    tokens: int = 0
+    """Of language models; the genetic proposer takes none."""
+    cost_usd: float = 0.0
 
     @contextmanager
     def thinking(self) -> Generator[None]:

@@ -68,6 +68,8 @@ class Evolution:
     """Where what was bred is kept from one cycle to the next; None: nowhere."""
     gates: bool = True
     """Whether policies must hold on traffic that they were not bred on."""
+    tunes: bool = True
+    """Whether the numbers of what is promoted are tuned."""
     spent: Spent = field(default_factory=Spent)
     made: list["Made"] = field(default_factory=list["Made"])
 
@@ -97,11 +99,20 @@ class Evolution:
             if self.archive is not None:
                 brief, _ = from_archive(brief, self.archive)
                 archive = Archive.open(self.archive)
-            row = step(brief, GeneticProposer(), clock, archive=archive, deadline=Deadline(clock))
+            row = step(
+                brief,
+                GeneticProposer(),
+                clock,
+                archive=archive,
+                deadline=Deadline(clock),
+                tunes=self.tunes,
+            )
             if archive is not None and self.archive is not None:
                 archive.save(self.archive)
         self.spent.replays += round(row.seconds / TICK_S)
         self.spent.cycles += 1
+        self.spent.tokens += row.tokens
+        self.spent.cost_usd += row.cost_usd
         return row
 
     def _worthy(self, row: SynthesisRow) -> list[tuple[Arm, float]]:

@@ -68,8 +68,8 @@ def measured(situation: Situation, ran: Ran) -> tuple[dict[str, Any], Windows]:
         "evolution_cpu_s": ran.spent.cpu_s,
         "evolution_replays": ran.spent.replays,
         "evolution_cycles": ran.spent.cycles,
-        "evolution_tokens": 0,
-        "evolution_usd": 0.0,
+        "evolution_tokens": ran.spent.tokens,
+        "evolution_usd": ran.spent.cost_usd,
     }
     since_s = judged.arrival_s - situation.judged_from_s
     window = (since_s // situation.window_s).astype(np.int64)

@@ -124,7 +124,8 @@ def _evolution(summary: dict[str, Any]) -> list[Block]:
         (
             f"Policies promoted while serving: {summary['promoted']}, harmful in hindsight: "
             f"{summary['harmful']} ({percent(summary['harmful_share'])}). Thinking took "
-            f"{number(summary['evolution_cpu_s_per_run'], 1)} s of CPU a run; no tokens, no money."
+            f"{number(summary['evolution_cpu_s_per_run'], 1)} s of CPU a run; "
+            f"{summary['evolution_tokens']} tokens and {summary['evolution_usd']:.2f} USD of language models in all."
         )
     ]
     if summary.get("shifts"):

@@ -14,7 +14,7 @@ from autopoiesis.arms.migration import Order
 from autopoiesis.arms.slow_features import FleetFeatures, WindowFeatures
 from autopoiesis.evaluation.bound import bound_s
 from autopoiesis.evaluation.cluster import measuring_cpu_s
-from autopoiesis.evaluation.contestants import FROZEN, HARMFUL, ORACLE, OURS, SWITCHING
+from autopoiesis.evaluation.contestants import BOUND, FROZEN, HARMFUL, ORACLE, OURS, SWITCHING
 from autopoiesis.evaluation.effort import Spent
 from autopoiesis.evaluation.slow_policy import Answer
 from autopoiesis.evaluation.slow_search import Genome, child, policy_of, search, seeds, varied
@@ -260,9 +260,6 @@ class _Mind:
 def truth(work: Workload, state: State) -> Workload:
     """Return what really is ahead, GPUs included: for the oracle alone."""
     return replace(work, batches=work.batches[state.phase :])
-
-
-BOUND = "lower bound"
 
 
 def bound(work: Workload, _past: Workload, _effort: SlowEffort, _seed: int) -> Planned:

@@ -170,8 +170,8 @@ class PlanUnit:
             "evolution_cpu_s": spent.cpu_s,
             "evolution_replays": spent.replays,
             "evolution_cycles": spent.cycles,
-            "evolution_tokens": 0,
-            "evolution_usd": 0.0,
+            "evolution_tokens": spent.tokens,
+            "evolution_usd": spent.cost_usd,
         }
         phases = {"lasted_s": list(state.lasted_s)}
         return Part(

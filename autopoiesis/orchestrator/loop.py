@@ -79,6 +79,8 @@ class LoopSettings:
     """Whether windows are replayed in the twin under every arm."""
     replayed_requests: int = 100_000
     """Most requests that the twin simulates per window."""
+    regimes: bool = True
+    """Whether kinds of traffic are remembered."""
     bandit: BanditSettings = field(default_factory=BanditSettings)
     lifecycle: LifecycleSettings = field(default_factory=LifecycleSettings)
     shadow: ShadowSettings = field(default_factory=ShadowSettings)
@@ -134,6 +136,7 @@ class WindowLoop:
         self._grounds = Grounds("", None, None, {}, {})
         if state:
             self._restore(state)
+        self.beliefs.regimes.remembers = self.settings.regimes
         self._promotion = Promotion(registry, self.lifecycle, self._say)
         self._replays = Replays(
             registry, objective, seed, self.settings.replayed_requests, self.settings.twin

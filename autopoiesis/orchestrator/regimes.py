@@ -51,6 +51,8 @@ class Regimes:
     """The regimes that are remembered, and the present one."""
 
     def __init__(self) -> None:
+        self.remembers = True
+        """Whether anything is; an evaluation without memory switches it off."""
         self.present: int | None = None
         """Number of the present regime, None before the first window with requests."""
         self.returned = False
@@ -70,7 +72,7 @@ class Regimes:
         """Take the context of a window that has just ended for the present one; empty ones change nothing."""
         self._windows += 1.0
         self.returned = False
-        if context["log_rate_rps"] <= 0.0:
+        if not self.remembers or context["log_rate_rps"] <= 0.0:
             return
         before, traits = self.present, _traits(context)
         at = self._nearest(traits)

@@ -43,11 +43,13 @@ def step(
     cpu_clock: Clock = time.process_time,
     archive: Archive | None = None,
     deadline: Deadline | None = None,
+    *,
+    tunes: bool = True,
 ) -> SynthesisRow:
     """Run one cycle within the brief's budget; return every verdict, promoted policies best first.
 
     What finished the race goes into the `archive`. With the stops of an earlier run in `deadline`,
-    time ends where it ended then.
+    time ends where it ended then. Without `tunes`, what is promoted keeps its numbers.
 
     Raises BriefError where the brief has no hold-out, PolicyError where an incumbent is no policy.
     """
@@ -55,7 +57,7 @@ def step(
         raise BriefError(
             "A brief needs at least 1 hold-out window; wait for more traffic or cut it shorter."
         )
-    cycle = _Cycle(brief, proposer, clock, deadline or Deadline(clock))
+    cycle = _Cycle(brief, proposer, clock, deadline or Deadline(clock), tunes=tunes)
     started_cpu_s = cpu_clock()
     try:
         cycle.run()
@@ -111,7 +113,9 @@ def promoted_arms(row: SynthesisRow, created_at: float) -> list[Arm]:
 class _Cycle:
     """The state of one cycle."""
 
-    def __init__(self, brief: Brief, proposer: Proposer, clock: Clock, deadline: Deadline) -> None:
+    def __init__(
+        self, brief: Brief, proposer: Proposer, clock: Clock, deadline: Deadline, *, tunes: bool
+    ) -> None:
         self.candidates: list[Candidate] = []
         self.promoted: list[Candidate] = []
         self.error = ""
@@ -123,6 +127,7 @@ class _Cycle:
         self._brief = brief
         self._proposer = proposer
         self._clock = clock
+        self._tunes = tunes
         self._deadline = deadline
         self._deadline.until_s = self.started_s + brief.budget_s
         self._course = Course(
@@ -162,7 +167,8 @@ class _Cycle:
             self._search(gates)
         self._deadline.until_s = end_s
         self._judge_finalists(gates)
-        self._tune_promoted(gates)
+        if self._tunes:
+            self._tune_promoted(gates)
         self._explain_the_rest()
         self.bred = [gates.elite(c) for c in self._raced]
         self.failed = {c.policy.id for c in self.candidates if c.policy and c.gate == "screen"}
@@ -181,7 +187,7 @@ class _Cycle:
         replay_s = (self._clock() - self.started_s) / max(self._course.replays, 1)
         needed_s = 1.5 * replay_s * gates.holdout_replays * (FINALISTS + 1)
         holdout_s = min(needed_s, HOLDOUT_SHARE * self._brief.budget_s)
-        return holdout_s + TUNING_SHARE * self._brief.budget_s
+        return holdout_s + TUNING_SHARE * self._brief.budget_s * self._tunes
 
     def _search(self, gates: Gates) -> None:
         """Breed generation after generation until time, room or ideas run out."""

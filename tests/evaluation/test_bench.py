@@ -13,7 +13,7 @@ from autopoiesis.evaluation import bench, suites
 from autopoiesis.evaluation.bench import BenchError, run_bench
 from autopoiesis.evaluation.contestants import ORACLE, OURS
 from autopoiesis.evaluation.parts import FOLDER, key_of
-from autopoiesis.evaluation.runner import UnitFailed
+from autopoiesis.evaluation.runner import UnitFailed, run_units
 
 CONTESTANTS = ("human/least-requests", "human/least-tokens", OURS, ORACLE)
 
@@ -98,6 +98,27 @@ def test_what_fails_is_named_and_the_rest_is_kept(traces, tmp_path, monkeypatch)
         run_bench("tiny", tmp_path, jobs=1, traces=traces, quiet=True)
     assert len(list((tmp_path / FOLDER).iterdir())) == 1
     assert not (tmp_path / "summary.json").exists()
+
+
+def test_a_run_that_was_stopped_goes_on_where_it_was(traces, tmp_path):
+    units = tiny_suite(CONTESTANTS[:2], (CALM,)).units(traces)
+
+    def stop(_what, done, _total):
+        if done == 2:
+            raise KeyboardInterrupt
+
+    def files():
+        return {path.name: path.stat().st_mtime_ns for path in (tmp_path / FOLDER).iterdir()}
+
+    with pytest.raises(KeyboardInterrupt):
+        run_units(units, tmp_path, 1, stop)
+    kept, told = files(), []
+    parts = run_units(units, tmp_path, 1, lambda *what: told.append(what))
+    assert len(kept) == 2
+    assert kept.items() <= files().items()
+    assert [done for _, done, _ in told] == [2, 3, 4]
+    whole = run_units(units, tmp_path / "whole", 1, lambda *_: None)
+    assert [part.row for part in parts] == [part.row for part in whole]
 
 
 def test_units_run_in_processes_of_their_own(traces, tmp_path, monkeypatch):

@@ -4,7 +4,7 @@ import pytest
 from autopoiesis.evaluation.contestants import ORACLE, OURS
 from autopoiesis.evaluation.measures import Windows, adaptation_s
 from autopoiesis.evaluation.parts import Part
-from autopoiesis.evaluation.summary import Results, gain_over, summary_of, with_room
+from autopoiesis.evaluation.summary import Results, Rival, gain_over, summary_of, with_room
 
 COSTS = {
     # contestant: misses by seed
@@ -26,6 +26,7 @@ def part(contestant, seed, misses, scenario="s", requests=1000):
         row={
             "misses": misses, "miss_share": misses / requests, "utility": met / requests, "promoted": 4,
             "harmful": 1, "evolution_cpu_s": 1.0, "evolution_replays": 5,
+            "evolution_tokens": 0, "evolution_usd": 0.0,
         },
         windows={"started_s": [0.0], "requests": [requests], "met": [met], "utility": [met]},
         shifts_s=[],
@@ -42,22 +43,30 @@ def results(costs=COSTS, **more):
 
 
 def test_the_gain_is_over_the_best_arm_of_each_seed():
-    gain = gain_over(results(), ["human/a", "human/b"], ["s"], OURS)
+    gain = gain_over(results(), Rival(("human/a", "human/b")), ["s"], OURS)
     assert gain.mean == pytest.approx(1 - (50 + 60 + 90 + 50) / (100 + 100 + 200 + 100))
     assert gain.low <= gain.mean <= gain.high
     assert 0.3 < gain.low
     assert gain.high < 0.7
 
 
+def test_the_gain_over_each_of_several_is_the_mean_of_their_gains():
+    gain = gain_over(results(), Rival(("human/a", "human/b"), each=True), ["s"], OURS)
+    assert gain.mean == pytest.approx(1 - 250 / 700)
+    uneven = {**COSTS, "human/b": (1000, 1000, 1000, 1000)}
+    gain = gain_over(results(uneven), Rival(("human/a", "human/b"), each=True), ["s"], OURS)
+    assert gain.mean == pytest.approx(((1 - 250 / 700) + (1 - 250 / 4000)) / 2)
+
+
 def test_equal_contestants_have_no_gain_and_no_interval_away_from_zero():
     same = {**COSTS, OURS: COSTS["human/a"]}
-    gain = gain_over(results(same), ["human/a"], ["s"], OURS)
+    gain = gain_over(results(same), Rival(("human/a",)), ["s"], OURS)
     assert gain == (0.0, 0.0, 0.0)
 
 
 def test_one_seed_has_no_interval():
     one = {name: row[:1] for name, row in COSTS.items()}
-    gain = gain_over(results(one), ["human/a"], ["s"], OURS)
+    gain = gain_over(results(one), Rival(("human/a",)), ["s"], OURS)
     assert gain.mean == 0.5
     assert np.isnan(gain.low)
     assert np.isnan(gain.high)
