@@ -35,7 +35,6 @@ from autopoiesis.orchestrator.remembered import Remembered
 from autopoiesis.orchestrator.replays import Replays
 from autopoiesis.orchestrator.reputation import reputation
 from autopoiesis.orchestrator.reward import (
-    Judged,
     cell_rows,
     fresh_shards,
     judge,
@@ -125,8 +124,8 @@ class WindowLoop:
         self.rails = GuardRails()
         self.proposed: tuple[Allocation, str] | None = None
         """What would serve the next window, were it not a dry run, and why."""
-        self.latest: Judged | None = None
-        """The requests of the window that has ended last, as far as they have come."""
+        self.latest: Observation | None = None
+        """What is known of the window that has ended last."""
         self._charges: dict[str, float] = {}
         self._load = np.zeros(SHARDS)
         self._windows: dict[int, Remembered] = {}
@@ -166,7 +165,7 @@ class WindowLoop:
         """Note what can be said of a window at once: its context, its load, and great harm."""
         now.started_s, now.ended_s = seen.started_s, seen.ended_s
         latest = judge(seen.outcome, self.objective, seen.started_s, seen.ended_s, seen.ended_s)
-        self.latest = latest
+        self.latest = seen
         rows = cell_rows(latest, now.allocation)
         self._promotion.move(self.lifecycle.guard(self.registry.serving(), rows))
         now.context = describe(latest, seen.replicas)

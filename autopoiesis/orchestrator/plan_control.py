@@ -28,13 +28,15 @@ from autopoiesis.orchestrator.capacity import (
     plan_from_kinds,
     plan_of,
 )
+from autopoiesis.orchestrator.observation import Observation
 from autopoiesis.orchestrator.plan_features import (
     Durations,
     History,
+    describe,
+    features_from_plain,
+    features_to_plain,
     fleet_features,
-    window_features,
 )
-from autopoiesis.orchestrator.reward import Judged
 from autopoiesis.telemetry.records import EventRow, PlanRow, WindowRow
 
 Mode = Literal["off", "dry-run", "on"]
@@ -148,19 +150,19 @@ class PlanControl:
         self,
         window: int,
         arm_id: str,
-        judged: Judged,
+        seen: Observation,
         objective: Objective,
         settled: WindowRow | None,
     ) -> Stepped:
         """Go on with the plan in progress, or ask the leading arm for one.
 
-        `judged` is the window that has just ended, `settled` the one before it.
+        `seen` is what is known of the window that has just ended, `settled` the one before it.
         """
         if self.settings.mode == "off":
             return Stepped()
-        now_s = judged.ended_s
-        features = window_features(
-            judged,
+        now_s = seen.ended_s
+        features = describe(
+            seen,
             objective,
             self.history,
             self._backend.slots(),
@@ -169,7 +171,7 @@ class PlanControl:
         )
         self.history.windows_since += 1
         if self._running is not None:
-            return self._go_on(self._running, now_s, judged.duration_s)
+            return self._go_on(self._running, now_s, seen.ended_s - seen.started_s)
         return self._ask(window, now_s, arm_id, features)
 
     def close(self) -> None:
@@ -323,8 +325,7 @@ class PlanControl:
         """Return the state as plain values."""
         running = self._running
         return {
-            "rates_rps": list(self.history.rates_rps),
-            "lengths": [self.history.input_tokens_mean, self.history.output_tokens_mean],
+            "before": features_to_plain(self.history.before),
             "available": self.history.available,
             "since": [self.history.windows_since, self.history.changed_s],
             "durations": asdict(self.durations),
@@ -342,8 +343,7 @@ class PlanControl:
 
     def restore(self, state: dict[str, Any]) -> None:
         """Take over what `to_dict` gave."""
-        self.history.rates_rps.extend(state["rates_rps"])
-        self.history.input_tokens_mean, self.history.output_tokens_mean = state["lengths"]
+        self.history.before = features_from_plain(state.get("before"))
         self.history.available = dict(state["available"])
         self.history.windows_since, self.history.changed_s = state["since"]
         self.durations = Durations(**state["durations"])

@@ -1,11 +1,13 @@
 """What slow functions are told: the window that has just ended, and the fleet with what it could be."""
 
 import math
-from collections import Counter, deque
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from autopoiesis.arms.objective import Objective
 from autopoiesis.arms.plan import Kind
@@ -18,15 +20,12 @@ from autopoiesis.arms.slow_features import (
     WindowFeatures,
 )
 from autopoiesis.orchestrator.capacity import Slot, Standing
-from autopoiesis.orchestrator.reward import Judged, met
+from autopoiesis.orchestrator.observation import Observation
 from autopoiesis.twin.latency import at_speed, step_s
-from autopoiesis.twin.outcome import LOST, Status
+from autopoiesis.twin.outcome import Status
 from autopoiesis.twin.simulation import ReplicaSpec
+from autopoiesis.twin.window_features import Beside, overlaps_s, window_features
 
-RATES = 60
-"""Arrival rates that slow functions see."""
-HOPELESS = 1e3
-"""Utilisation of a fleet that cannot serve anything."""
 STABLE_S = 600.0
 """What a plan has to pay off in, while nobody knows how long the traffic stays as it is."""
 
@@ -44,9 +43,8 @@ class Durations:
 class History:
     """What the features of a window need of those before it."""
 
-    rates_rps: deque[float] = field(default_factory=lambda: deque[float]((), RATES))
-    input_tokens_mean: float = 0.0
-    output_tokens_mean: float = 0.0
+    before: WindowFeatures | None = None
+    """The window that was described last."""
     available: dict[str, int] = field(default_factory=dict[str, int])
     windows_since: int = 0
     """Windows since the plan was changed."""
@@ -54,8 +52,8 @@ class History:
     """When it was carried out."""
 
 
-def window_features(
-    judged: Judged,
+def describe(
+    seen: Observation,
     objective: Objective,
     history: History,
     slots: Sequence[Slot],
@@ -63,71 +61,53 @@ def window_features(
     drifted: bool,
     regret: float,
 ) -> WindowFeatures:
-    """Describe a window that has just ended, and note in `history` what the next one needs of it."""
-    o, n = judged.outcome, len(judged.utility)
-    seconds = judged.duration_s
-    completed = o.status == Status.COMPLETED
-    inputs = o.input_tokens.astype(np.float64)
-    outputs = o.output_tokens[completed].astype(np.float64)
-    rate = n / seconds
-    input_mean, output_mean = _mean(inputs), _mean(outputs)
-    rates = [*history.rates_rps, rate][-RATES:]
-    gaps = np.diff(o.arrival_s)
-    busy_s = np.nan_to_num(np.where(completed, o.finished_s, judged.ended_s) - o.dispatched_s)
-    held_s = np.where(np.isnan(o.dispatched_s), judged.ended_s, o.dispatched_s) - o.arrival_s
-    there = [slot for slot in slots if slot.standing is Standing.READY]
-    held_tokens = float((busy_s.clip(0.0) * (o.input_tokens + o.output_tokens)).sum()) / seconds
-    kv = held_tokens / max(sum(s.spec.profile.kv_tokens for s in there), 1)
-    capacity = sum(capacity_rps(s.spec, input_mean, output_mean, objective) for s in there)
-    before = history.rates_rps[-1] if history.rates_rps else 0.0
-    models = sorted({slot.kind.model for slot in slots})
-    features = WindowFeatures(
-        seconds=seconds,
-        requests=n,
-        completed=int(completed.sum()),
-        shed=int((o.status == Status.SHED).sum()),
-        failed=int(np.isin(o.status, LOST).sum()),
-        unfinished=int((o.status == Status.PENDING).sum()),
-        arrival_rate_rps=rate,
-        arrival_rate_change=_change(rate, before),
-        arrival_rates_rps=tuple(rates),
-        arrival_burstiness=float(gaps.std() / gaps.mean())
-        if len(gaps) and gaps.mean() > 0
-        else 1.0,
-        input_tokens_mean=input_mean,
-        input_tokens_p99=_percentile(inputs, 99),
-        input_tokens_change=_change(input_mean, history.input_tokens_mean),
-        output_tokens_mean=output_mean,
-        output_tokens_p99=_percentile(outputs, 99),
-        output_tokens_change=_change(output_mean, history.output_tokens_mean),
-        prefix_share=float(o.cached_tokens.sum() / max(inputs.sum(), 1.0)),
-        ttft_p50_s=_percentile(o.ttft_s, 50),
-        ttft_p99_s=_percentile(o.ttft_s, 99),
-        tpot_p50_s=_percentile(o.tpot_s, 50),
-        tpot_p99_s=_percentile(o.tpot_s, 99),
-        e2e_mean_s=_mean(o.e2e_s),
-        goodput_rps=float(met(o, objective).sum()) / seconds,
-        utility=judged.mean_utility() or 0.0,
-        throughput_tokens_s=float(inputs[completed].sum() + outputs.sum()) / seconds,
-        utilisation=min(rate / capacity, HOPELESS) if capacity > 0.0 else HOPELESS * (rate > 0.0),
-        in_flight_mean=float(busy_s.clip(0.0).sum()) / seconds,
-        waiting_mean=0.0,
-        held_mean=float(held_s.clip(0.0).sum()) / seconds,
-        kv_usage_mean=min(kv, 1.0),
-        kv_usage_max=min(kv, 1.0),
-        preemptions=0,
-        drifted=drifted,
-        regret=regret,
-        windows_since_rescheduling=history.windows_since,
-        seconds_since_rescheduling=judged.ended_s - (history.changed_s or judged.started_s),
-        slo_ttft_s=objective.slo_ttft_s,
-        slo_tpot_s=objective.slo_tpot_s,
-        demand=tuple(DemandFeatures(m, rate, input_mean, output_mean) for m in models),
+    """Describe a window that has just ended as the twin does, and note in `history` what the next one needs.
+
+    Replicas' own reports are not kept: their KV use is estimated from what they held, and of what waits in
+    their queues or was preempted nothing is told.
+    """
+    span_s = seen.started_s, seen.ended_s
+    o = seen.outcome
+    there = [slot.spec for slot in slots if slot.standing is Standing.READY]
+    busy_s = overlaps_s(o.dispatched_s, o.finished_s, span_s)
+    seconds = seen.ended_s - seen.started_s
+    held_tokens = float((busy_s * (o.input_tokens + o.output_tokens)).sum()) / seconds
+    kv = min(held_tokens / max(sum(spec.profile.kv_tokens for spec in there), 1), 1.0)
+    mine = o.select((o.arrival_s >= seen.started_s) & (o.arrival_s < seen.ended_s))
+    lengths = _mean(mine.input_tokens), _mean(mine.output_tokens[mine.status == Status.COMPLETED])
+    features = window_features(
+        o,
+        span_s,
+        objective,
+        sorted({slot.kind.model for slot in slots}),
+        Beside(
+            reports=[np.array([[busy_s.sum() / seconds, 0.0, kv]])],
+            capacity_rps=sum(capacity_rps(spec, *lengths, objective) for spec in there),
+            drifted=drifted,
+            regret=regret,
+            windows_since_rescheduling=history.windows_since,
+            seconds_since_rescheduling=seen.ended_s - (history.changed_s or seen.started_s),
+        ),
+        history.before,
     )
-    history.rates_rps.append(rate)
-    history.input_tokens_mean = input_mean or history.input_tokens_mean
-    history.output_tokens_mean = output_mean or history.output_tokens_mean
+    history.before = features
     return features
+
+
+def features_to_plain(features: WindowFeatures | None) -> dict[str, Any] | None:
+    """Return a window's features as JSON has them; None where there are none."""
+    if features is None:
+        return None
+    return features._asdict() | {"demand": [list(demand) for demand in features.demand]}
+
+
+def features_from_plain(plain: Mapping[str, Any] | None) -> WindowFeatures | None:
+    """Read what `features_to_plain` gave."""
+    if plain is None:
+        return None
+    demand = tuple(DemandFeatures(*each) for each in plain["demand"])
+    rates = tuple(plain["arrival_rates_rps"])
+    return WindowFeatures(**{**plain, "demand": demand, "arrival_rates_rps": rates})
 
 
 def fleet_features(
@@ -235,15 +215,5 @@ def _speed(spec: ReplicaSpec, reference: ReplicaSpec) -> float:
     return capacity_rps(spec, 0.0, 0.0, objective) / capacity_rps(reference, 0.0, 0.0, objective)
 
 
-def _mean(values: "np.ndarray[tuple[int], np.dtype[np.float64]]") -> float:
-    there = values[~np.isnan(values)]
-    return float(there.mean()) if len(there) else 0.0
-
-
-def _percentile(values: "np.ndarray[tuple[int], np.dtype[np.float64]]", q: float) -> float:
-    there = values[~np.isnan(values)]
-    return float(np.percentile(there, q)) if len(there) else 0.0
-
-
-def _change(now: float, before: float) -> float:
-    return now / before if before > 0.0 else 1.0
+def _mean(values: NDArray[np.integer]) -> float:
+    return float(values.mean()) if len(values) else 0.0

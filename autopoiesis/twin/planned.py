@@ -284,7 +284,7 @@ class _Service:
             self._simulation.outcome(),
             (now_s - self._yard.window_s, now_s),
             self._objective,
-            self._yard.model,
+            (self._yard.model,),
             beside,
             self._windows[-1] if self._windows else None,
         )

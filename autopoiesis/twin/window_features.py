@@ -16,6 +16,8 @@ from autopoiesis.twin.outcome import LOST, Outcome, Status
 
 Floats = NDArray[np.float64]
 
+HOPELESS = 1e3
+"""Utilisation of a fleet that cannot serve anything."""
 HISTORY = 60
 """Windows whose arrival rates are told."""
 
@@ -39,12 +41,13 @@ def window_features(
     outcome: Outcome,
     span_s: tuple[float, float],
     objective: Objective,
-    model: str,
+    models: Sequence[str],
     beside: Beside,
     before: WindowFeatures | None = None,
 ) -> WindowFeatures:
     """Describe the window [from, to) as it stands at its end; `before` is the window before it.
 
+    All the traffic is for each of the `models`: a fleet that has several serves them under one name.
     Prompt tokens and output tokens count when their request is finished. Later events in `outcome` are not
     looked at.
     """
@@ -92,7 +95,7 @@ def window_features(
         goodput_rps=float(np.count_nonzero(objective.met(done.ttft_s, done.tpot_s))) / seconds,
         utility=_share(utility.sum(), decided),
         throughput_tokens_s=float((finished.input_tokens + finished.output_tokens).sum()) / seconds,
-        utilisation=_share(rate, beside.capacity_rps),
+        utilisation=_utilisation(rate, beside.capacity_rps),
         in_flight_mean=_overlap(o.dispatched_s, o.finished_s, span_s) / seconds,
         waiting_mean=_mean(np.array([sample[:, 1].sum() for sample in reports])),
         held_mean=_overlap(o.arrival_s, _left(o), span_s) / seconds,
@@ -105,8 +108,14 @@ def window_features(
         seconds_since_rescheduling=beside.seconds_since_rescheduling,
         slo_ttft_s=objective.slo_ttft_s,
         slo_tpot_s=objective.slo_tpot_s,
-        demand=(DemandFeatures(model, rate, inputs, outputs),),
+        demand=tuple(DemandFeatures(model, rate, inputs, outputs) for model in models),
     )
+
+
+def _utilisation(rate_rps: float, capacity_rps: float) -> float:
+    if capacity_rps <= 0.0:
+        return HOPELESS if rate_rps > 0.0 else 0.0
+    return min(rate_rps / capacity_rps, HOPELESS)
 
 
 def _left(o: Outcome) -> Floats:
@@ -124,10 +133,14 @@ def _runs(o: Outcome, at_s: float) -> NDArray[np.bool_]:
 
 
 def _overlap(start_s: Floats, end_s: Floats, span_s: tuple[float, float]) -> float:
-    """Return how long the intervals lie within the span, added up [s]; an end of NaN has not come."""
+    return float(overlaps_s(start_s, end_s, span_s).sum())
+
+
+def overlaps_s(start_s: Floats, end_s: Floats, span_s: tuple[float, float]) -> Floats:
+    """Return how long each interval lies within the span [s]; an end of NaN has not come."""
     from_s, to_s = span_s
     ends = np.where(np.isnan(end_s), to_s, end_s)
-    return float(np.nansum(np.maximum(np.minimum(ends, to_s) - np.maximum(start_s, from_s), 0.0)))
+    return np.nan_to_num(np.minimum(ends, to_s) - np.maximum(start_s, from_s)).clip(0.0)
 
 
 def _mean(values: NDArray[np.integer] | Floats) -> float:

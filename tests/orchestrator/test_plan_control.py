@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Callable
 
 import numpy as np
+import orjson
 import pytest
 from traffic import fleet, human, poisson, registry
 
@@ -20,6 +21,7 @@ from autopoiesis.orchestrator.capacity import (
     slot_for,
 )
 from autopoiesis.orchestrator.live_capacity import QUIET_S, LiveBackend, SwitchFile
+from autopoiesis.orchestrator.observation import Observation
 from autopoiesis.orchestrator.plan_control import Outcome, PlanControl, PlanSettings
 from autopoiesis.orchestrator.plan_features import capacity_rps
 from autopoiesis.orchestrator.replay import run_online
@@ -79,13 +81,14 @@ def wants(replicas: int, kind=KIND) -> Planned:
 
 
 RANDOM = registry(*human("random")).program("random")
-OUTCOME = run_arm(poisson(0, 8, 400, 500, 60), FLEET, RANDOM, OBJECTIVE, 0)
+TRACE = poisson(0, 8, 400, 500, 60)
+OUTCOME = run_arm(TRACE, FLEET, RANDOM, OBJECTIVE, 0)
 
 
 def stepped(control: PlanControl, window: int):
     started_s = 10.0 * window
-    judged = judge(OUTCOME, OBJECTIVE, started_s, started_s + 10.0, started_s + 10.0)
-    return control.step(window, "arm", judged, OBJECTIVE, None)
+    seen = Observation(window, started_s, started_s + 10.0, TRACE, OUTCOME, FLEET)
+    return control.step(window, "arm", seen, OBJECTIVE, None)
 
 
 def control(places: Places, planner: Planned, **settings) -> PlanControl:
@@ -196,6 +199,20 @@ def test_plan_control_that_was_killed_goes_on_with_its_plan():
     places.standings = [Standing.READY] * 4
     assert [r.outcome for r in stepped(again, 1).rows] == [Outcome.APPLIED]
     assert again.to_dict()["since"] == [0, 20.0]
+
+
+def test_what_a_window_was_like_outlives_the_process():
+    plans = control(Places(ready=2, off=2), wants(2))
+    stepped(plans, 0)
+    kept = orjson.loads(orjson.dumps(plans.to_dict()))
+    again = control(Places(ready=2, off=2), wants(2))
+    again.restore(kept)
+    assert again.history.before == plans.history.before
+    stepped(plans, 1)
+    stepped(again, 1)
+    assert again.history.before == plans.history.before
+    assert len(again.history.before.arrival_rates_rps) == 2
+    assert 0.0 < again.history.before.kv_usage_mean < 1.0
 
 
 def test_capacity_falls_with_length_and_rises_with_the_objective():

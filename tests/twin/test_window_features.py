@@ -15,7 +15,7 @@ from autopoiesis.twin.outcome import Outcome, Status
 from autopoiesis.twin.recorded import observed
 from autopoiesis.twin.simulation import ReplicaSpec, SimCell, Simulation
 from autopoiesis.twin.speed import conversations
-from autopoiesis.twin.window_features import Beside, window_features
+from autopoiesis.twin.window_features import HOPELESS, Beside, window_features
 
 PROGRAM = compile_policy(
     verify(
@@ -86,10 +86,12 @@ def test_live_and_simulated_windows_are_described_alike() -> None:
         outcome, reports = served(now_s)
         beside = Beside(reports[-10:], 20.0, 2, True, 0.1, k, 5.0 * k)
         there = window_features(
-            outcome, (now_s - WINDOW_S, now_s), OBJECTIVE, "m", beside, before_there
+            outcome, (now_s - WINDOW_S, now_s), OBJECTIVE, ("m",), beside, before_there
         )
         span = now_s - WINDOW_S + ORIGIN_S, now_s + ORIGIN_S
-        here = window_features(as_live(outcome, now_s), span, OBJECTIVE, "m", beside, before_here)
+        here = window_features(
+            as_live(outcome, now_s), span, OBJECTIVE, ("m",), beside, before_here
+        )
         for name, value in there._asdict().items():
             told = getattr(here, name)
             if isinstance(value, tuple):
@@ -126,7 +128,7 @@ def _flat(values: tuple) -> list[float]:
 def test_a_window_without_requests_has_zeros() -> None:
     outcome, _ = served(0.5)
     nothing = window_features(
-        outcome.select(slice(0, 0)), (0.0, 10.0), OBJECTIVE, "m", Beside([], 20.0)
+        outcome.select(slice(0, 0)), (0.0, 10.0), OBJECTIVE, ("m",), Beside([], 20.0)
     )
     assert nothing.requests == nothing.completed == nothing.unfinished == 0
     assert (
@@ -134,3 +136,10 @@ def test_a_window_without_requests_has_zeros() -> None:
     )
     assert nothing.arrival_rate_change == nothing.arrival_burstiness == 1.0
     assert nothing.arrival_rates_rps == (0.0,)
+
+
+def test_traffic_for_a_fleet_that_serves_nothing_is_hopeless() -> None:
+    outcome, _ = served(1.0)
+    told = window_features(outcome, (0.0, 1.0), OBJECTIVE, ("a", "b"), Beside([], 0.0))
+    assert told.utilisation == HOPELESS
+    assert [demand.model for demand in told.demand] == ["a", "b"]
