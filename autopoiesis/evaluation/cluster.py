@@ -155,8 +155,12 @@ def rate_rps(kind: Kind, input_tokens: float, output_tokens: float) -> float:
 
     Measured in the twin and kept; 0 for a replica that fits nowhere or can hold no such request.
     """
-    rounded = [float(f"{max(tokens, 1.0):.{DIGITS}g}") for tokens in (input_tokens, output_tokens)]
-    return _rate_rps(kind, rounded[0], rounded[1])
+    return _rate_rps(kind, rounded(input_tokens), rounded(output_tokens))
+
+
+def rounded(tokens: float) -> float:
+    """Return a length with as many digits as rates are told apart by."""
+    return float(f"{max(tokens, 1.0):.{DIGITS}g}")
 
 
 def measuring_cpu_s() -> float:

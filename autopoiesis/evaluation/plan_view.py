@@ -1,5 +1,6 @@
 """What slow policies see of the paper's clusters: of outputs only what has finished, of time only the past."""
 
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -18,9 +19,12 @@ from autopoiesis.evaluation.cluster import (
     GIB,
     PER_NODE,
     WIDTHS,
+    Cluster,
+    Costs,
     memory_gib,
     profile_of,
     rate_rps,
+    rounded,
     weights_bytes,
 )
 from autopoiesis.evaluation.workload import State, Workload
@@ -105,7 +109,7 @@ def _fleet(work: Workload, state: State, shape: tuple[float, float]) -> FleetFea
             for i in range(-(-available[p.gpu] // PER_NODE))
         ),
         models=tuple(ModelFeatures(m, weights_bytes(m) / GIB, 1) for m in cluster.models),
-        options=options(work, shape),
+        options=options(cluster, work.costs, rounded(shape[0]), rounded(shape[1])),
         drain_s=work.costs.drain_s(),
         stop_s=max(work.costs.stop_s(m, p.gpu) for m in cluster.models for p in cluster.pools),
         stable_s=stable_s(state),
@@ -114,22 +118,25 @@ def _fleet(work: Workload, state: State, shape: tuple[float, float]) -> FleetFea
     )
 
 
-def options(work: Workload, shape: tuple[float, float]) -> tuple[OptionFeatures, ...]:
+@lru_cache(maxsize=4096)
+def options(
+    cluster: Cluster, costs: Costs, input_tokens: float, output_tokens: float
+) -> tuple[OptionFeatures, ...]:
     """Return the ways to run a replica, with what each serves of requests of this shape."""
     found: list[OptionFeatures] = []
-    for model in work.cluster.models:
-        for pool in work.cluster.pools:
+    for model in cluster.models:
+        for pool in cluster.pools:
             for width in WIDTHS:
                 engine = profile_of(model, pool.gpu, width)
                 if engine is None:
                     continue
                 group = ReplicaGroup(model, pool.gpu, width)
-                rps = rate_rps(group.kind, *shape)
+                rps = rate_rps(group.kind, input_tokens, output_tokens)
                 found.append(
                     OptionFeatures(
-                        model, pool.gpu, width, rps, rps * sum(shape),
+                        model, pool.gpu, width, rps, rps * (input_tokens + output_tokens),
                         weights_bytes(model) / width / GIB, engine.kv_tokens,
-                        work.costs.load_s(model, pool.gpu), work.costs.engine_s(), 0.0,
+                        costs.load_s(model, pool.gpu), costs.engine_s(), 0.0,
                     )
                 )  # fmt: skip
     return tuple(found)
