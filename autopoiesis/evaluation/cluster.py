@@ -18,6 +18,7 @@ from autopoiesis.arms.objective import Objective
 from autopoiesis.arms.plan import Kind
 from autopoiesis.arms.prefix import BLOCK_TOKENS
 from autopoiesis.arms.seeds import seed_arms
+from autopoiesis.twin.capacity_trace import CapacityTrace
 from autopoiesis.twin.hardware import HardwareError, gpus, models
 from autopoiesis.twin.latency import Profile, profile
 from autopoiesis.twin.outcome import Status
@@ -61,7 +62,7 @@ class Cluster:
     def available(self, gpu: str, at_s: float) -> int:
         """Return how many GPUs of a type there are at a time."""
         if self.elastic:
-            schedule = paper_capacity()
+            schedule = _schedule()
             row = int(np.searchsorted(schedule.at_s, at_s, side="right")) - 1
             return int(schedule.nodes[row])
         return next(pool.count for pool in self.pools if pool.gpu == gpu)
@@ -70,9 +71,14 @@ class Cluster:
         """Return when the number of GPUs changes next; infinity for never."""
         if not self.elastic:
             return float("inf")
-        later = paper_capacity().at_s
+        later = _schedule().at_s
         later = later[later > after_s]
         return float(later[0]) if len(later) else float("inf")
+
+
+@cache
+def _schedule() -> CapacityTrace:
+    return paper_capacity()
 
 
 LARGE, SMALL, MEDIUM = "llama-3.1-70b", "llama-3.1-8b", "llama-2-13b"
