@@ -5,6 +5,7 @@ on a real clock. Times are wall time, so one unit runs at a time and results dif
 """
 
 import asyncio
+import os
 import signal
 import subprocess
 import sys
@@ -31,6 +32,15 @@ from autopoiesis.twin.outcome import Outcome, Status
 
 START_S = 180.0
 """Longest start of an instance; the first on a machine compiles kernels."""
+VLLM_START_S = 600.0
+"""The same with vLLM servers."""
+VLLM_PYTHON, VLLM_MODEL = "AUTOPOIESIS_VLLM_PYTHON", "AUTOPOIESIS_VLLM_MODEL"
+"""Environment variables: an interpreter that has vLLM, and the model's directory."""
+VLLM_ARGUMENTS = (
+    "--dtype", "float32", "--enforce-eager", "--served-model-name", "tiny", "--max-model-len", "2048",
+    "--max-num-seqs", "16", "--max-num-batched-tokens", "2048", "--kv-cache-memory-bytes", str(64 << 20),
+)  # fmt: skip
+"""For a tiny model on the CPU, as `twin/profiles.json` has it."""
 STOP_S = 60.0
 
 
@@ -72,22 +82,22 @@ def live(name: str, situation: Situation) -> Ran:
 def serving(situation: Situation, folder: Path, synthesizer: str) -> Generator[Instance]:
     """Start an instance with simulated replicas like the situation's, and stop it afterwards."""
     port, control = free_ports(2)
-    profiles = [word for r in situation.fleet.replicas for word in ("--profile", r.profile.name)]
     with (folder / "serve.log").open("wb") as log:
         process = subprocess.Popen(
             [
-                *_AUTOPOIESIS, "serve", "--simulate", str(len(situation.fleet.replicas)), *profiles,
-                "--port", str(port), "--control-port", str(control), "--data-dir", str(folder),
-                "--window", f"{situation.window_s:g}", "--slo-ttft", f"{situation.objective.slo_ttft_s:g}",
-                "--slo-tpot", f"{situation.objective.slo_tpot_s:g}", "--synthesizer", synthesizer,
-                "--seed", str(situation.seed),
+                *_AUTOPOIESIS,
+                "serve",
+                *serve_options(situation, synthesizer, folder, (port, control)),
             ],
-            stdout=log, stderr=log,
-        )  # fmt: skip
+            stdout=log,
+            stderr=log,
+        )
         try:
             url = f"http://127.0.0.1:{port}"
             for page in (f"{url}/v1/models", f"http://127.0.0.1:{control}/"):
-                _wait_until_it_answers(process, page, folder)
+                _wait_until_it_answers(
+                    process, page, folder, VLLM_START_S if situation.scenario.vllm else START_S
+                )
             yield Instance(url, folder)
         finally:
             process.send_signal(signal.SIGTERM)
@@ -101,8 +111,44 @@ def serving(situation: Situation, folder: Path, synthesizer: str) -> Generator[I
 _AUTOPOIESIS = (sys.executable, "-m", "autopoiesis")
 
 
-def _wait_until_it_answers(process: "subprocess.Popen[bytes]", page: str, folder: Path) -> None:
-    until_s = time.monotonic() + START_S
+def serve_options(
+    situation: Situation, synthesizer: str, folder: Path, ports: tuple[int, int]
+) -> list[str]:
+    """Return the options of `serve` for a situation. Raises LiveError where there is no vLLM and one is asked for."""
+    objective = situation.objective
+    given: dict[str, object] = {
+        "--port": ports[0],
+        "--control-port": ports[1],
+        "--data-dir": folder,
+        "--window": f"{situation.window_s:g}",
+        "--slo-ttft": f"{objective.slo_ttft_s:g}",
+        "--slo-tpot": f"{objective.slo_tpot_s:g}",
+        "--synthesizer": synthesizer,
+        "--seed": situation.seed,
+    }
+    options = [word for name, value in given.items() for word in (name, str(value))]
+    behind = ["--", *VLLM_ARGUMENTS] if situation.scenario.vllm else []
+    return [*fleet_options(situation), *options, *behind]
+
+
+def fleet_options(situation: Situation) -> list[str]:
+    """Return the options of `serve` that make the situation's fleet. Raises LiveError without a vLLM."""
+    count = str(len(situation.fleet.replicas))
+    if not situation.scenario.vllm:
+        profiles = [w for r in situation.fleet.replicas for w in ("--profile", r.profile.name)]
+        return ["--simulate", count, *profiles]
+    python, model = (os.environ.get(name, "") for name in (VLLM_PYTHON, VLLM_MODEL))
+    if not python or not model:
+        raise LiveError(
+            f"Real servers need {VLLM_PYTHON} and {VLLM_MODEL}; tests/real_vllm/install.sh makes the first."
+        )
+    return ["--vllm", model, "--replicas", count, "--vllm-python", python]
+
+
+def _wait_until_it_answers(
+    process: "subprocess.Popen[bytes]", page: str, folder: Path, limit_s: float
+) -> None:
+    until_s = time.monotonic() + limit_s
     while time.monotonic() < until_s:
         if process.poll() is not None:
             said = (folder / "serve.log").read_text("utf-8", "replace").strip().splitlines()
@@ -112,7 +158,7 @@ def _wait_until_it_answers(process: "subprocess.Popen[bytes]", page: str, folder
                 return
         except (urllib.error.URLError, OSError):
             time.sleep(0.2)
-    raise LiveError(f"serve was not ready after {START_S:g} s")
+    raise LiveError(f"serve was not ready after {limit_s:g} s")
 
 
 def _command(*arguments: str) -> None:

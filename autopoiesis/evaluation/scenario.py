@@ -44,6 +44,8 @@ class Segment:
     load: float
     """Mean arrivals over what the fleet can serve of this traffic."""
     seconds: float
+    lengths: float = 1.0
+    """Factor of prompts and answers: for models that take little at a time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +87,8 @@ class Scenario:
     slo_tpot_s: float = 0.1
     window_s: float = 10.0
     market: Market | None = None
+    vllm: bool = False
+    """Whether `live` serves it with real vLLM servers; the fleet then says how many, and how they are modelled."""
 
     @property
     def objective(self) -> Objective:
@@ -164,22 +168,40 @@ def segments(
 
     What the fleet can serve is measured on the requests where the segment begins, since lengths drift.
     """
-    whole: dict[str, Trace] = {}
+    whole: dict[tuple[str, float], Trace] = {}
     next_row: dict[str, int] = {}
     cut: list[Trace] = []
     for segment in _all(scenario):
-        name = segment.trace
-        if name not in whole:
-            whole[name] = read(name)
-            # Every seed begins elsewhere, so it has other requests, not only other random numbers.
-            next_row[name] = int(len(whole[name]) * ((seed * GOLDEN) % 1.0))
-        trace, first = whole[name], next_row[name]
+        name, of = segment.trace, (segment.trace, segment.lengths)
+        if of not in whole:
+            whole[of] = _scaled(read(name), segment.lengths)
+        # Every seed begins elsewhere, so it has other requests, not only other random numbers.
+        next_row.setdefault(name, int(len(whole[of]) * ((seed * GOLDEN) % 1.0)))
+        trace, first = whole[of], next_row[name]
         probe = min(first, max(len(trace) - PROBED_REQUESTS, 0))
         probed = trace.select(np.arange(probe, min(probe + PROBED_REQUESTS, len(trace))))
         n = round(segment.load * capacity_rps(probed, replicas, seed) * segment.seconds)
         part, next_row[name] = _around(trace, first, max(n, 2))
         cut.append(part.speed(part.duration_s / segment.seconds))
     return cut
+
+
+def _scaled(trace: Trace, lengths: float) -> Trace:
+    """Return the trace with prompts and answers that many times as long; without prefixes, if they change."""
+    if lengths == 1.0:
+        return trace
+    inputs, outputs, most = (
+        np.maximum(np.rint(column * lengths), 1).astype(np.int64)
+        for column in (trace.input_tokens, trace.output_tokens, trace.max_output_tokens)
+    )
+    return replace(
+        trace,
+        input_tokens=inputs,
+        output_tokens=outputs,
+        max_output_tokens=np.maximum(most, outputs),
+        block_start=np.zeros(len(trace) + 1, np.int64),
+        blocks=np.zeros(0, np.int64),
+    )
 
 
 def capacity_rps(trace: Trace, replicas: Sequence[ReplicaSpec], seed: int = 0) -> float:

@@ -1,5 +1,6 @@
 """The suites: which contestants meet in which scenarios, and how many seeds."""
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -7,7 +8,7 @@ from pathlib import Path
 from autopoiesis.evaluation.cluster import CLUSTERS
 from autopoiesis.evaluation.contestants import OURS, SWITCHING, ablations, contestants
 from autopoiesis.evaluation.effort import Effort
-from autopoiesis.evaluation.live import live_contestants
+from autopoiesis.evaluation.live import VLLM_MODEL, VLLM_PYTHON, live_contestants
 from autopoiesis.evaluation.scenario import FleetPlan, Market, Scenario, Segment
 from autopoiesis.evaluation.slow_contestants import SlowEffort
 from autopoiesis.evaluation.slow_contestants import contestants as slow_contestants
@@ -111,11 +112,31 @@ def live(quick: bool) -> Suite:
     )
     return Suite(
         "live",
-        (replace(splice, window_s=5.0),),
+        (replace(splice, window_s=5.0), *_real(past_s, each_s)),
         few if quick else live_contestants(),
         1 if quick else 3,
         QUICK if quick else FULL,
         live=True,
+    )
+
+
+def _real(past_s: float, each_s: float) -> tuple[Scenario, ...]:
+    """Return the splice, short and small, on two real vLLM servers, where this machine has one."""
+    if not (os.environ.get(VLLM_PYTHON) and os.environ.get(VLLM_MODEL)):
+        return ()
+
+    def segment(trace: str, seconds: float) -> Segment:
+        return Segment(trace, 0.4, seconds, lengths=1 / 16)
+
+    return (
+        Scenario(
+            "real vLLM: conv, code, conv",
+            (segment(CONV, past_s),),
+            tuple(segment(trace, each_s) for trace in (CONV, CODE, CONV)),
+            FleetPlan("cpu-tiny-llama-tp1-fp32", (1.0,) * 2),
+            window_s=5.0,
+            vllm=True,
+        ),
     )
 
 

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from evaluation_scenes import CALM, FLEET, SHIFT, made_trace
@@ -37,6 +39,16 @@ def test_less_memory_serves_less():
         for share in (1.0, 0.02)
     )
     assert little < 0.8 * whole
+
+
+def test_lengths_can_be_scaled_down(traces):
+    short = replace(CALM, past=())
+    small = replace(short, judged=tuple(replace(s, lengths=0.25) for s in CALM.judged))
+    whole, scaled = (situation_of(scenario, 0, traces).trace for scenario in (short, small))
+    n = len(whole)
+    assert len(scaled) > n  # they are served sooner, so the same load has more of them
+    assert np.array_equal(scaled.input_tokens[:n], np.rint(whole.input_tokens / 4).clip(1))
+    assert np.array_equal(scaled.output_tokens[:n], np.rint(whole.output_tokens / 4).clip(1))
 
 
 def test_a_trace_too_short_for_what_is_asked_is_refused(traces):
