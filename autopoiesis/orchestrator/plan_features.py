@@ -105,9 +105,10 @@ def features_from_plain(plain: Mapping[str, Any] | None) -> WindowFeatures | Non
     """Read what `features_to_plain` gave."""
     if plain is None:
         return None
-    demand = tuple(DemandFeatures(*each) for each in plain["demand"])
-    rates = tuple(plain["arrival_rates_rps"])
-    return WindowFeatures(**{**plain, "demand": demand, "arrival_rates_rps": rates})
+    read: dict[str, Any] = dict(plain)
+    read["demand"] = tuple(DemandFeatures(*each) for each in plain["demand"])
+    read["arrival_rates_rps"] = tuple(plain["arrival_rates_rps"])
+    return WindowFeatures(**read)
 
 
 def fleet_features(
