@@ -12,6 +12,7 @@ import numpy as np
 
 from autopoiesis.arms.lexis import PolicyError
 from autopoiesis.arms.slow import MAX_SLOW_BYTES, SlowPolicy, verify_slow
+from autopoiesis.synthesis.staging import INNER, STAGED
 
 LARGEST_BYTES = MAX_SLOW_BYTES // 3
 """Longer policies are not proposed: people should be able to read what wins."""
@@ -226,6 +227,16 @@ def _limits(text: str, _mates: Sequence[str], rng: Rng) -> str | None:
     return _text(_imports(tree), pieces.values())
 
 
+def _staged(text: str, _mates: Sequence[str], _rng: Rng) -> str | None:
+    """Let the planner's new plan be taken over only on those types of GPU where it pays."""
+    tree, around = ast.parse(text), ast.parse(STAGED)
+    pieces, theirs = _pieces(tree), _pieces(around)
+    if INNER in pieces or pieces.keys() & theirs.keys() != {PLANNER}:
+        return None
+    pieces[INNER] = _Renamed({PLANNER: INNER}).visit(pieces.pop(PLANNER))
+    return _text([*_imports(tree), *_imports(around)], [*pieces.values(), *theirs.values()])
+
+
 def _joined(text: str, mates: Sequence[str], rng: Rng) -> str | None:
     """Have two triggers decide together."""
     if not mates:
@@ -288,6 +299,7 @@ OPERATORS: tuple[tuple[str, Operator], ...] = (
     ("one more signal", _watch),
     ("a pause after changes", _cool_down),
     ("other batch limits", _limits),
+    ("in stages", _staged),
 )
 """What can be done to a slow policy."""
 NUMERIC = tuple(known for known in OPERATORS if known[1] in {_numbers, _limits})
