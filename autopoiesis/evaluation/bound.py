@@ -53,7 +53,7 @@ def bound_s(work: Workload) -> float:
 
 
 def usable(cluster: Cluster, at_s: float, start_s: float) -> list[float]:
-    """Return how many GPUs of each type may serve: at most those that were there for `start_s`, or from the beginning."""
+    """Return how many GPUs of each type may serve: those that were there for `start_s`, or from the beginning."""
     moments = [max(at_s - start_s, 0.0)]
     while moments[-1] < at_s:
         moments.append(min(cluster.next_change_s(moments[-1]), at_s))

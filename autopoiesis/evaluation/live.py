@@ -42,6 +42,8 @@ VLLM_ARGUMENTS = (
 )  # fmt: skip
 """For a tiny model on the CPU, as `twin/profiles.json` has it."""
 STOP_S = 60.0
+COMMAND_S = 300.0
+"""Longest time of one command: a machine that serves and loads at once is slow to start another process."""
 
 
 class LiveError(RuntimeError):
@@ -163,7 +165,7 @@ def _wait_until_it_answers(
 
 def _command(*arguments: str) -> None:
     done = subprocess.run(
-        [*_AUTOPOIESIS, *arguments], capture_output=True, text=True, check=False, timeout=60.0
+        [*_AUTOPOIESIS, *arguments], capture_output=True, text=True, check=False, timeout=COMMAND_S
     )
     if done.returncode:
         raise LiveError(f"autopoiesis {' '.join(arguments[:2])} failed: {done.stderr.strip()}")

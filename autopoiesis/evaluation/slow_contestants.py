@@ -4,6 +4,7 @@ The past that may be learned from is the cluster's other trace. While serving, c
 the twin from the present state: how soon would what has arrived be done? That is known when it is asked.
 """
 
+import time
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -16,6 +17,7 @@ from autopoiesis.evaluation.bound import bound_s
 from autopoiesis.evaluation.cluster import measuring_cpu_s
 from autopoiesis.evaluation.contestants import BOUND, FROZEN, HARMFUL, ORACLE, OURS, SWITCHING
 from autopoiesis.evaluation.effort import Spent
+from autopoiesis.evaluation.plan_view import MONITOR_S
 from autopoiesis.evaluation.slow_policy import Answer
 from autopoiesis.evaluation.slow_search import Genome, child, policy_of, search, seeds, varied
 from autopoiesis.evaluation.total_time import LIMIT_S, Decide, run, total_time
@@ -25,10 +27,20 @@ AGAIN = 0.5
 """Share of a phase that is expected to come once more after it, as it is."""
 HYSTERESIS = 0.02
 """Share of the remaining time by which another policy must be better to take over."""
+PEOPLE = frozenset(seeds().values())
+BRED = 6
+"""Policies that were bred and are kept for the next look."""
 PARENTS = 6
 """Best policies that are bred from."""
 HORIZON_S = 900.0
 """A trial that is not done by then counts as one that never is."""
+HOPELESS = 2.0
+"""Times the best so far after which a trial on the past is given up."""
+TRIAL_CPU_S = 4.0
+"""Thinking of a policy after which a trial is given up: it would think too long in truth as well."""
+LOOK_CPU_S = 2.0
+"""Thinking after which a look ends, whoever has not been tried by then: the fleet serves on under the old plan
+meanwhile. One policy gets at most an eighth of it."""
 TRIAL_STEP_S = 10.0
 """How often a policy is asked in a trial: less often than really, so that a trial costs less."""
 LOOK_STEPS = 8
@@ -70,10 +82,42 @@ def _alone(work: Workload, genome: Genome) -> State:
     return total_time(work, lambda at, w, f: (policy.decide(w, f, at.plan), policy.order))
 
 
-def _tried(genome: Genome) -> Decide:
-    """Return the policy as trial runs ask it."""
+class _OverthoughtError(Exception):
+    """A policy thinks for too long to be worth a trial."""
+
+
+def _tried(genome: Genome, most_cpu_s: float) -> Decide:
+    """Return the policy as trial runs ask it; it raises _OverthoughtError when it has thought for so long."""
     policy = policy_of(genome)
-    return lambda at, w, f: (policy.imagine(w, f, at.plan), policy.order)
+    thought_s = 0.0
+
+    def decide(at: State, window: WindowFeatures, fleet: FleetFeatures) -> tuple[Answer, Order]:
+        nonlocal thought_s
+        began_s = time.process_time()
+        answer = policy.imagine(window, fleet, at.plan)
+        thought_s += time.process_time() - began_s
+        if thought_s > most_cpu_s:
+            raise _OverthoughtError
+        return answer, policy.order
+
+    return decide
+
+
+def _trial_s(
+    work: Workload,
+    state: State,
+    genome: Genome,
+    until_s: float,
+    step_s: float = TRIAL_STEP_S,
+    most_cpu_s: float = TRIAL_CPU_S,
+) -> float:
+    """Go on from a state under a policy; return how long it takes until all is done, `LIMIT_S` if it is not by then."""
+    began_s = state.now_s
+    try:
+        run(work, state, _tried(genome, most_cpu_s), until_s, step_s)
+    except _OverthoughtError:
+        return LIMIT_S
+    return state.now_s - began_s if done(work, state) else LIMIT_S
 
 
 @contextmanager
@@ -89,10 +133,16 @@ def _thinking(spent: Spent) -> Generator[None]:
 
 
 def _past_cost(past: Workload, spent: Spent) -> Callable[[Genome], float]:
+    best_s = LIMIT_S
+
     def cost(genome: Genome) -> float:
+        nonlocal best_s
         with _thinking(spent):
             spent.replays += 1
-            return total_time(past, _tried(genome)).now_s
+            start = State(left=past.batches[0].requests)
+            found_s = _trial_s(past, start, genome, min(HOPELESS * best_s, LIMIT_S), MONITOR_S)
+            best_s = min(best_s, found_s)
+            return found_s
 
     return cost
 
@@ -186,9 +236,7 @@ def is_harmful(work: Workload, swap: Swap) -> bool:
     """Tell whether what came after would have taken longer with the new policy alone; hindsight."""
 
     def left_s(genome: Genome) -> float:
-        state = swap.at.copy()
-        run(work, state, _tried(genome), LIMIT_S, TRIAL_STEP_S)
-        return state.now_s - swap.at.now_s
+        return _trial_s(work, swap.at.copy(), genome, LIMIT_S)
 
     return left_s(swap.new) > (1.0 + HARMFUL) * left_s(swap.old)
 
@@ -234,27 +282,35 @@ class _Mind:
     def _look(self, state: State) -> None:
         """Compare the population on what is to be done now; breed from the best of it."""
         ahead = self.sees(self.work, state)
-        costs = {g: self._cost(ahead, state, g) for g in {*self.population, self.current}}
+        until_s = time.process_time() + LOOK_CPU_S
+        costs: dict[Genome, float] = {}
+        for genome in dict.fromkeys([self.current, *self.population]):
+            if costs and time.process_time() > until_s:
+                break
+            costs[genome] = self._cost(ahead, state, genome)
         best = sorted(costs, key=lambda g: costs[g])[:PARENTS]
-        for _ in range(self.tries):
-            made = child(best, self.rng)
+        for i in range(self.tries):
+            if time.process_time() > until_s:
+                break
+            made = (varied if i % 2 else child)(best, self.rng)
             if made not in costs:
                 costs[made] = self._cost(ahead, state, made)
         ranked = sorted(costs, key=lambda g: costs[g])
         if costs[ranked[0]] < (1.0 - HYSTERESIS) * costs[self.current]:
             self.swaps.append(Swap(state.copy(), self.current, ranked[0]))
-        if self.tries:
-            self.population = ranked[: len(self.population)]
+        # People's policies always stay; of the others, one for each time: what does the same adds nothing.
+        bred = {costs[g]: g for g in reversed(ranked) if g not in PEOPLE and costs[g] < LIMIT_S}
+        kept = {*PEOPLE, *(bred[cost] for cost in sorted(bred)[:BRED])}
+        untried = [g for g in self.population if g not in costs]
+        self.population = [*(g for g in ranked if g in kept), *untried]
 
     def _cost(self, ahead: Workload, state: State, genome: Genome) -> float:
         """Return how long the outlook would take from here under a policy [s]."""
         self.spent.replays += 1
         trial = state.copy()
         trial.phase = 0
-        run(ahead, trial, _tried(genome), state.now_s + HORIZON_S, TRIAL_STEP_S)
-        if not done(ahead, trial):
-            return LIMIT_S
-        return trial.now_s - state.now_s
+        until_s = state.now_s + HORIZON_S
+        return _trial_s(ahead, trial, genome, until_s, most_cpu_s=LOOK_CPU_S / 8)
 
 
 def truth(work: Workload, state: State) -> Workload:

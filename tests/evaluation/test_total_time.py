@@ -12,10 +12,10 @@ from autopoiesis.arms.compiler import compile_policy
 from autopoiesis.arms.language import verify
 from autopoiesis.arms.migration import Order
 from autopoiesis.arms.objective import Objective
-from autopoiesis.arms.plan import Plan, ReplicaGroup
+from autopoiesis.arms.plan import Kind, Plan, ReplicaGroup
 from autopoiesis.arms.seeds import seed_arms
 from autopoiesis.evaluation import cluster as cluster_module
-from autopoiesis.evaluation.bound import bound_s
+from autopoiesis.evaluation.bound import bound_s, usable
 from autopoiesis.evaluation.cluster import (
     ELASTIC_CLUSTER,
     HOMOGENEOUS_CLUSTER,
@@ -36,7 +36,7 @@ from autopoiesis.evaluation.slow_policy import Answer
 from autopoiesis.evaluation.slow_search import child, policy_of, seeds, varied
 from autopoiesis.evaluation.total_time import total_time
 from autopoiesis.evaluation.workload import Workload, parts_of
-from autopoiesis.synthesis.slow_mutation import NUMERIC, vary_slow
+from autopoiesis.synthesis.slow_mutation import NUMERIC, OPERATORS, vary_slow
 from autopoiesis.twin.simulation import ReplicaSpec, SimCell, Simulation
 
 SMALL = Cluster("small", (Pool("h100", 8),), ("llama-3.1-8b",))
@@ -209,3 +209,32 @@ def test_what_measuring_replicas_takes_is_nobodys_thinking(monkeypatch):
     spent = Living(evolves=False)(odd, odd, NO_EFFORT, 0).spent
     cluster_module._rate_rps.cache_clear()
     assert spent.cycles == 0 or spent.cpu_s < 0.3
+
+
+def test_a_staged_plan_is_not_slower_than_the_planner_inside_it():
+    """Two models whose shares swap between phases: to move all at every step costs more than it earns."""
+    rng = np.random.default_rng(3)
+    staged = tuple(known for known in OPERATORS if known[0] == "in stages")
+    greedy = seeds()["greedy"]
+    made, _ = vary_slow(greedy.source, (), rng, staged)
+    assert vary_slow(made.source, (), rng, staged) is None  # once is enough
+    two = Cluster("two", (Pool("h100", 8), Pool("a100", 8)), ("llama-3.1-8b", "llama-2-13b"))
+    phases = tuple(Batch((a, 4000.0 - a), 900.0, 60.0) for a in (3000.0, 1000.0, 3000.0))
+    work = Workload(two, phases, REPLICA_COSTS)
+    plain, careful = (
+        fixed(genome)(work, work, NO_EFFORT, 0).state
+        for genome in (greedy, replace(greedy, source=made.source))
+    )
+    assert careful.faults == 0
+    assert careful.now_s < plain.now_s
+    assert bound_s(work) < careful.now_s
+
+
+def test_gpus_that_come_later_serve_in_the_bound_only_once_they_are_loaded():
+    start_s = PAPER_COSTS.start_s(Kind(LARGE, "a100", 4, 256, 8192, "serve"))
+    assert usable(ELASTIC_CLUSTER, 0.0, start_s) == [24.0]
+    there = [ELASTIC_CLUSTER.available("a100", at_s) for at_s in np.arange(0.0, 60.0, 0.5)]
+    for at_s in np.arange(0.0, 60.0, 1.0):
+        until = int(at_s * 2) + 1
+        since = max(int((at_s - start_s) * 2) + 1, 0)
+        assert usable(ELASTIC_CLUSTER, at_s, start_s)[0] <= min(there[since:until])
