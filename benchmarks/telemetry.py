@@ -182,7 +182,9 @@ def control_plane(parent: psutil.Process) -> dict[str, psutil.Process]:
 
 def simulated(parent: psutil.Process) -> list[psutil.Process]:
     """Return the simulated replicas."""
-    return [child for child in parent.children() if "replicas.simulated" in " ".join(child.cmdline())]
+    return [
+        child for child in parent.children() if "replicas.simulated" in " ".join(child.cmdline())
+    ]
 
 
 def asked(control_port: int, times: int) -> list[float]:

@@ -47,6 +47,7 @@ def brief_on(
             "window_s": situation.window_s,
             "slo_ttft_s": situation.objective.slo_ttft_s,
             "slo_tpot_s": situation.objective.slo_tpot_s,
+            "late_worth": situation.objective.late_worth,
             "seed": situation.seed,
             "synthesis_budget_s": replays * TICK_S,
         }

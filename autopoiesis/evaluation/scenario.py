@@ -85,6 +85,7 @@ class Scenario:
     fleet: FleetPlan
     slo_ttft_s: float = 1.0
     slo_tpot_s: float = 0.1
+    late_worth: float = 0.1
     window_s: float = 10.0
     market: Market | None = None
     vllm: bool = False
@@ -93,7 +94,7 @@ class Scenario:
     @property
     def objective(self) -> Objective:
         """The service-level objective."""
-        return Objective(self.slo_ttft_s, self.slo_tpot_s)
+        return Objective(self.slo_ttft_s, self.slo_tpot_s, self.late_worth)
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ import numpy as np
 from autopoiesis.arms.allocation import SHARDS
 from autopoiesis.arms.machine import Program
 from autopoiesis.arms.objective import Objective
+from autopoiesis.orchestrator.aftermath import aftermath
 from autopoiesis.orchestrator.observation import Observation, unfinished
 from autopoiesis.orchestrator.reward import Judged, judge
 from autopoiesis.twin.simulation import ReplicaSpec, SimCell, Simulation
@@ -25,6 +26,8 @@ STRESS = 1.5
 """Speed of the rehearsal under more load."""
 STRESS_WEIGHT = 0.1
 """Weight of its differences between arms."""
+AFTERMATH_WEIGHT = 1.0
+"""Weight of what an arm's backlog does to the requests of the next window."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,11 +97,18 @@ class Rehearsal:
         )
 
     def lean(self, programs: Mapping[str, Program]) -> dict[str, float]:
-        """Return by how much to prefer each arm for what it would do under more load."""
+        """Return by how much to prefer each arm for what it would do under more load, and leaves behind."""
         stressed = self.under(programs, STRESS)
         utility = {a: u for a, j in stressed.items() if (u := j.mean_utility()) is not None}
         mean = float(np.mean([*utility.values()])) if utility else 0.0
-        return {arm: STRESS_WEIGHT * (u - mean) for arm, u in utility.items()}
+        bounds_s = self.warm_s, self.started_s, self.ended_s
+        after = aftermath(
+            self._replayed, self.seen.replicas, programs, self.objective, self.seed, bounds_s
+        )
+        return {
+            arm: STRESS_WEIGHT * (u - mean) + AFTERMATH_WEIGHT * after.get(arm, 0.0)
+            for arm, u in utility.items()
+        }
 
 
 def replay_under(

@@ -32,13 +32,14 @@ def utilities(outcome: Outcome, objective: Objective, now_s: float) -> tuple[Flo
     """
     utility = objective.utility(outcome.ttft_s, outcome.tpot_s)
     whole = (outcome.status == Status.COMPLETED) & np.isnan(outcome.first_token_s)
-    utility[whole] = np.minimum(1.0, _allowed_s(outcome, objective) / outcome.e2e_s)[whole]
+    in_all = np.minimum(1.0, _allowed_s(outcome, objective) / outcome.e2e_s)
+    utility[whole] = objective.graded(in_all[whole])
     utility[np.isin(outcome.status, (Status.SHED, *LOST))] = 0.0
     pending = outcome.status == Status.PENDING
     answered = ~np.isnan(outcome.first_token_s)
     waited_s = np.where(answered, outcome.ttft_s, now_s - outcome.arrival_s)
     told = pending & (answered | (waited_s > objective.slo_ttft_s))
-    utility[told] = np.minimum(1.0, objective.slo_ttft_s / waited_s[told])
+    utility[told] = objective.graded(np.minimum(1.0, objective.slo_ttft_s / waited_s[told]))
     return utility, ~pending | told
 
 

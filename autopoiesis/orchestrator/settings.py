@@ -68,6 +68,8 @@ class Settings(BaseModel):
     """Replicas in a cell, the unit to which an arm is assigned."""
     slo_ttft_s: float = Field(1.0, gt=0.0)
     slo_tpot_s: float = Field(0.1, gt=0.0)
+    late_worth: float = Field(0.1, ge=0.0, le=1.0)
+    """What an answer that only just misses an objective is worth beside one in time; less the later it comes."""
     target_utility: float = Field(0.95, gt=0.0, le=1.0)
     """Where even the best arm stays below this, new arms are asked for."""
     synthesis_budget_s: float | None = Field(None, gt=0.0)
@@ -127,7 +129,7 @@ class Settings(BaseModel):
     @property
     def objective(self) -> Objective:
         """The service-level objective."""
-        return Objective(slo_ttft_s=self.slo_ttft_s, slo_tpot_s=self.slo_tpot_s)
+        return Objective(self.slo_ttft_s, self.slo_tpot_s, self.late_worth)
 
     @property
     def cycle_budget_s(self) -> float:

@@ -39,7 +39,8 @@ def stored_windows(settings: Settings, newest: int) -> tuple[StoredWindow, ...]:
     )
     rows = _ask(
         settings,
-        "select window_id, started_s, ended_s, requests, objective['slo_ttft_s'], objective['slo_tpot_s'] "  # noqa: S608
+        "select window_id, started_s, ended_s, requests, objective['slo_ttft_s'], objective['slo_tpot_s'], "  # noqa: S608
+        "coalesce(objective['late_worth'], 1.0) "
         f"from windows where requests > 0 and window_id >= {since} order by window_id",
     )
     cells: dict[int, list[Cell]] = {}
@@ -56,10 +57,10 @@ def stored_windows(settings: Settings, newest: int) -> tuple[StoredWindow, ...]:
             float(started_s),
             float(ended_s),
             int(requests),
-            Objective(float(ttft_s), float(tpot_s)),
+            Objective(float(ttft_s), float(tpot_s), float(late_worth)),
             Allocation(window, tuple(cells[window])),
         )
-        for window, started_s, ended_s, requests, ttft_s, tpot_s in rows
+        for window, started_s, ended_s, requests, ttft_s, tpot_s, late_worth in rows
         if window in cells
     )
 

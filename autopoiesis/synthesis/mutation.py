@@ -261,10 +261,10 @@ def add_guard(tree: Tree, others: Sequence[Tree], rng: np.random.Generator) -> b
 
 
 def fresh_function(tree: Tree, others: Sequence[Tree], rng: np.random.Generator) -> bool:  # noqa: ARG001
-    """Write a function anew; an order of held requests comes with the ceiling that holds them."""
+    """Write a function anew; what is said of held requests comes with the ceiling that holds them."""
     name = ("score", "score", "score", "admit", "priority", "ceiling")[rng.integers(6)]
     _install(tree, v.random_function(name, rng))
-    if name == "priority" and "ceiling" not in functions(tree):
+    if name in {"admit", "priority"} and "ceiling" not in functions(tree):
         _install(tree, v.random_function("ceiling", rng))
     return True
 

@@ -219,13 +219,21 @@ def screen_cell(brief: Brief) -> Cell:
 
 
 def race_cells(brief: Brief, variants: int = 1) -> list[Cell]:
-    """Return every recent window, newest first, as it was, then `variants` varied copies of each."""
+    """Return every recent window, newest first, as it was, then `variants` varied copies of each.
+
+    Every other copy comes in a surge: what is only bred on what was would be lost when the load rises.
+    """
     rng = np.random.default_rng([brief.seed, 1])
     newest_first = list(enumerate(brief.windows))[::-1]
     cells = [Cell(trace, brief.counting(trace), brief.seed, i) for i, trace in newest_first]
     for k in range(1, variants + 1):
         cells += [
-            Cell(perturbed(trace, rng), brief.counting(trace), brief.seed + k, i)
+            Cell(
+                perturbed(trace, rng, rate=SURGE if i % 2 else 1.0),
+                brief.counting(trace),
+                brief.seed + k,
+                i,
+            )
             for i, trace in newest_first
         ]
     return cells

@@ -133,6 +133,7 @@ REQUEST_TERMS: tuple[Term, ...] = (
     Term("request.slack_s", 0.5),
     Term("fleet.in_flight / fleet.replicas", 8.0),
     Term("fleet.held / fleet.replicas", 2.0),
+    Term("fleet.held / max(fleet.arrival_rate_rps, 0.1)", 0.5),
     Term("fleet.arrival_rate_rps / fleet.replicas", 2.0),
     Term("fleet.kv_usage_mean", 0.5),
     Term("fleet.input_tokens_mean", 1000.0),
@@ -195,17 +196,33 @@ def random_sum(function: str, rng: np.random.Generator) -> ast.expr:
 def random_function(function: str, rng: np.random.Generator) -> ast.FunctionDef:
     """Return a whole function of one of the shapes that make sense for it."""
     if function == "ceiling":
-        limit = float(rng.lognormal(np.log(24.0), 0.8))
-        by_speed = " * replica.speed" if rng.random() < 0.7 else ""
-        result = expression(f"{limit:.3g}{by_speed}")
+        result = _random_ceiling(rng)
     elif function == "admit":
-        limit = float(rng.lognormal(np.log(40.0), 0.8))
-        result = expression(
-            f"{limit:.3g} - fleet.in_flight / fleet.replicas - fleet.held / fleet.replicas"
-        )
+        result = _random_admission(rng)
     else:
         result = random_sum(function, rng)
     return define(function, result)
+
+
+def _random_ceiling(rng: np.random.Generator) -> ast.expr:
+    """Let a replica have so many requests, or so many tokens of prompts that wait."""
+    by_speed = " * replica.speed" if rng.random() < 0.7 else ""
+    limit = f"{rng.lognormal(np.log(24.0), 0.8):.3g}{by_speed}"
+    if rng.random() < 0.6:
+        tokens = f"{rng.lognormal(np.log(2000.0), 0.8):.4g}{by_speed}"
+        limit = f"{limit} if replica.queued_prefill_tokens < {tokens} else 0.0"
+    return expression(limit)
+
+
+def _random_admission(rng: np.random.Generator) -> ast.expr:
+    """Refuse what comes when so many are there, or when those held will take too long."""
+    k = rng.lognormal(0.0, 1.0)
+    shapes = (
+        f"{40.0 * k:.3g} - fleet.in_flight / fleet.replicas - fleet.held / fleet.replicas",
+        f"{k:.3g} - fleet.held / fleet.replicas",
+        f"{k:.3g} * fleet.slo_ttft_s - fleet.held / max(fleet.arrival_rate_rps, 0.1)",
+    )
+    return expression(choose(shapes, rng))
 
 
 def define(function: str, result: ast.expr) -> ast.FunctionDef:

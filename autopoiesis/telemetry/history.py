@@ -69,8 +69,8 @@ class Group:
 GROUPS = (
     Group("requests", "arrived_s", is_detail=True),
     Group("replicas", "at_s", is_detail=True),
-    Group("windows", "started_s", number="window_id",
-          belonging=dict.fromkeys(("cells", "arm_estimates", "allocations", "twin_errors", "prefix_errors"), OF_WINDOWS)),
+    Group("windows", "started_s", number="window_id", belonging=dict.fromkeys(
+        ("cells", "arm_estimates", "allocations", "twin_errors", "prefix_errors"), OF_WINDOWS)),
     Group("syntheses", "started_s", number="synthesis", belonging={"candidates": OF_SYNTHESES}),
     Group("events", "at_s"),
     Group("plans", "created_s"),

@@ -41,4 +41,17 @@ def test_objectives_are_above_zero(bad):
 
 
 def test_as_dict():
-    assert Objective(2.0, 0.2).as_dict() == {"slo_ttft_s": 2.0, "slo_tpot_s": 0.2}
+    objective = Objective(2.0, 0.2, 0.5)
+    assert objective.as_dict() == {"slo_ttft_s": 2.0, "slo_tpot_s": 0.2, "late_worth": 0.5}
+
+
+def test_late_answers_are_worth_a_share_of_their_timeliness():
+    objective = Objective(1.0, 0.1, late_worth=0.1)
+    ttft_s, tpot_s = np.array([1.0, 1.25, 2.0, np.nan]), np.array([0.1, 0.1, 0.2, 0.1])
+    np.testing.assert_allclose(objective.utility(ttft_s, tpot_s), [1.0, 0.08, 0.025, 0.0])
+
+
+@pytest.mark.parametrize("late_worth", [-0.1, 1.1, float("nan")])
+def test_a_late_answer_is_not_worth_less_than_nothing_or_more_than_one_in_time(late_worth: float):
+    with pytest.raises(ValueError, match="late_worth"):
+        Objective(late_worth=late_worth)

@@ -12,7 +12,7 @@ from autopoiesis.arms import features
 from autopoiesis.arms.language import PolicyError, verify
 from autopoiesis.synthesis import vocabulary
 from autopoiesis.synthesis.genetic import GeneticProposer
-from autopoiesis.synthesis.mutation import OPERATORS, functions, sites
+from autopoiesis.synthesis.mutation import OPERATORS, fresh_function, functions, sites
 from autopoiesis.synthesis.proposer import Parent
 
 RICH = """
@@ -146,3 +146,12 @@ def test_functions_written_anew_verify(name, seed):
     made = vocabulary.random_function(name, np.random.default_rng(seed))
     tree.body = list(({**functions(tree), name: made}).values())
     assert name in verify(ast.unparse(ast.fix_missing_locations(tree))).functions
+
+
+def test_whatever_is_said_of_held_requests_comes_with_a_ceiling_that_holds_them():
+    rng = np.random.default_rng(3)
+    for _ in range(100):
+        tree = ast.parse(ROUND_ROBIN)
+        fresh_function(tree, (), rng)
+        names = set(functions(tree))
+        assert "ceiling" in names or not names & {"admit", "priority"}

@@ -12,6 +12,7 @@ from autopoiesis.arms.language import verify
 from autopoiesis.synthesis.probe import Probe
 from autopoiesis.synthesis.race import (
     CONFIDENCE,
+    SURGE,
     Course,
     OutOfTime,
     future_cells,
@@ -93,6 +94,15 @@ def test_cells_keep_raced_and_held_out_windows_apart():
         np.array_equal(a.trace.arrival_s, b.trace.arrival_s)
         for a, b in zip(raced, again, strict=True)
     )
+
+
+def test_every_other_varied_copy_comes_in_a_surge():
+    brief = uneven_brief()
+    raced = race_cells(brief)
+    for cell in raced[len(brief.windows) :]:
+        as_it_was_s = brief.windows[cell.window].arrival_s[-1]
+        faster = SURGE if cell.window % 2 else 1.0
+        assert cell.trace.arrival_s[-1] == pytest.approx(as_it_was_s / faster)
 
 
 def test_the_probe_knows_behaviour_from_text():
