@@ -4,15 +4,17 @@ import heapq
 from collections.abc import Callable
 
 from autopoiesis.arms import fleet
-from autopoiesis.arms.fleet import FleetState
 from autopoiesis.gateway.flight import Flight
+from autopoiesis.gateway.membership import Membership
+from autopoiesis.gateway.pace import Pace
 
 
 class Accounts:
     """Keeps each replica's load true to what was sent there. `clock` gives seconds, never going back."""
 
-    def __init__(self, state: FleetState, clock: Callable[[], float]) -> None:
-        self._fleet = state
+    def __init__(self, membership: Membership, clock: Callable[[], float]) -> None:
+        self.pace = Pace(membership, clock)
+        self._fleet = membership.fleet
         self._clock = clock
         self._starting: list[tuple[float, int, Flight]] = []
         self._started = 0
@@ -33,6 +35,7 @@ class Accounts:
         flight.dispatched_s = self._clock()
         flight.uncached_tokens = uncached_tokens
         flight.context_tokens = context_tokens
+        self.pace.sent(flight)
         if not flight.stream:
             usual_s = self._fleet.replica[replica, fleet.TTFT] or self._fleet.objective[0]
             self._started += 1
@@ -45,6 +48,7 @@ class Accounts:
             return
         now_s = self._clock()
         flight.ttft_s = now_s - flight.arrived_s
+        self.pace.first_token(flight, now_s - flight.dispatched_s)
         self._answered(flight, now_s - flight.dispatched_s)
 
     def assume_first_tokens(self) -> None:
@@ -61,6 +65,8 @@ class Accounts:
         """Account for the end of a request that was sent (`tpot_s` 0: unknown)."""
         self._move(flight, replica)
         if flight.replica >= 0:
+            if output_tokens > 0.0 and not flight.stream:
+                self.pace.answered(flight, output_tokens)
             self._end(flight, tpot_s, output_tokens, failed)
         flight.replica = -1
 
@@ -80,6 +86,7 @@ class Accounts:
         self._end(flight, 0.0, 0.0, True)
         sent_s = flight.dispatched_s
         flight.answered = False
+        flight.moved = True
         self.send(flight, replica)
         flight.dispatched_s = sent_s
 

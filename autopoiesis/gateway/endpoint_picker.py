@@ -7,6 +7,7 @@ each asker when its turn has come.
 import asyncio
 import itertools
 import logging
+import math
 import secrets
 import time
 from hashlib import blake2b
@@ -28,6 +29,10 @@ HOLD_S = 60.0
 """Longest time for which a request is held before it is shed."""
 TICK_S = 0.05
 """Held requests are looked at this often, whatever happens."""
+LEAST_PATIENCE_S = 10.0
+"""A request that hangs for less is not sent to a second replica, however fast they usually are."""
+JUDGE_EVERY = 5
+"""Ticks from one look at how fast the replicas work to the next."""
 RELEASE_SHARE = 0.1
 """Share of the time that looking at held requests may take."""
 ROOT_BLOCKS = ROOT_TOKENS // BLOCK_TOKENS
@@ -59,8 +64,18 @@ class Asker(Protocol):
 class EndpointPicker:
     """Decides by `state` and accounts in `ledger`."""
 
-    def __init__(self, state: GatewayState, ledger: Ledger, salt: bytes) -> None:
-        """`salt` keeps the hashes of sessions and prompts from being guessed."""
+    def __init__(
+        self,
+        state: GatewayState,
+        ledger: Ledger,
+        salt: bytes,
+        least_patience_s: float = LEAST_PATIENCE_S,
+    ) -> None:
+        """`salt` keeps the hashes of sessions and prompts from being guessed.
+
+        No second replica is asked sooner than after `least_patience_s`.
+        """
+        self._least_patience_s = least_patience_s
         self.state = state
         self.ledger = ledger
         self._salt = salt
@@ -111,6 +126,17 @@ class EndpointPicker:
         asker.chosen(addresses)
         return True
 
+    def patience_s(self, flight: Flight) -> int | None:
+        """Return after how long without a byte a second replica is asked, too; None: never.
+
+        In steps of factors of two, for there are not many different answers then.
+        """
+        patience_s = self.state.accounts.pace.patience_s(flight)
+        if patience_s is None:
+            return None
+        steps = math.ceil(math.log2(max(patience_s / self._least_patience_s, 1.0)))
+        return math.ceil(self._least_patience_s * 2**steps)
+
     def give_up(self, flight: Flight) -> bool:
         """Its client went away: if the request is held, it ends here (True)."""
         if self._waiting.pop(flight.key, None) is None:
@@ -133,11 +159,17 @@ class EndpointPicker:
 
     async def tick(self) -> None:
         """Look after held requests until cancelled."""
-        while True:
+        for turn in itertools.count():
             await asyncio.sleep(TICK_S)
             self.state.accounts.assume_first_tokens()
+            if turn % JUDGE_EVERY == 0:
+                self._judge_replicas()
             self.release()
             self._shed_overdue()
+
+    def _judge_replicas(self) -> None:
+        for told in self.state.accounts.pace.judge(self.ledger.flights()):
+            self.state.faults.note("", told)
 
     def _shed_overdue(self) -> None:
         oldest_s = self.state.clock() - HOLD_S

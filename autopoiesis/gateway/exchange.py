@@ -63,7 +63,8 @@ class Exchange:
     def chosen(self, addresses: Addresses) -> None:
         """Send the decision; of an answer in one piece there is nothing more to see."""
         assert self._flight is not None
-        self._call.send(protocol.choice(self._flight, addresses))
+        patience_s = self._picker.patience_s(self._flight)
+        self._call.send(protocol.choice(self._flight, addresses, patience_s))
         if not self._flight.stream:
             self._call.end()
 

@@ -51,6 +51,7 @@ def filters(settings: DataPlaneSettings) -> list[Config]:
             max_message_timeout=seconds(LONGEST_HOLD_S),
             request_attributes=list(ATTRIBUTES_OF_REQUEST),
             response_attributes=list(ATTRIBUTES_OF_ANSWER),
+            mutation_rules={"allow_envoy": True},
             metadata_options={
                 "receiving_namespaces": {"untyped": [ENDPOINT_NAMESPACE, DECISION_NAMESPACE]}
             },

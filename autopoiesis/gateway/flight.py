@@ -47,6 +47,8 @@ class Flight:
     answered: bool = False
     """Its first token was seen, or is taken to be out."""
     ttft_s: float | None = None
+    moved: bool = False
+    """Another replica than the one it was sent to answered."""
 
     def as_open(self, replica: str) -> OpenRequest:
         """Return what is known of it while it is under way; `replica` is where it was sent."""

@@ -57,6 +57,7 @@ class Membership:
         self._free = deque(range(MOST_REPLICAS))
         self._kv_tokens: dict[str, int] = {}
         self._down: set[str] = set()
+        self._resting: set[int] = set()
 
     def set_members(self, members: Sequence[Member]) -> None:
         """Take over who is in the fleet, at most `MOST_REPLICAS`; those that stay keep what is known of them."""
@@ -75,8 +76,13 @@ class Membership:
         if name not in self._index or healthy == (name not in self._down):
             return False
         (self._down.discard if healthy else self._down.add)(name)
-        self.fleet.replica[self._index[name], fleet.DRAINING] = 0.0 if healthy else 1.0
+        self._open_or_close(self._index[name])
         return True
+
+    def set_resting(self, replica: int, resting: bool) -> None:
+        """Send no new requests to a replica that is there, or send them again."""
+        (self._resting.add if resting else self._resting.discard)(replica)
+        self._open_or_close(replica)
 
     def report(self, name: str, running: float, waiting: float, kv_usage: float) -> None:
         """Take over what a replica says of itself."""
@@ -148,7 +154,12 @@ class Membership:
         del self._members[name]
         self._kv_tokens.pop(name, None)
         self._down.discard(name)
+        self._resting.discard(index)
         self.fleet.replica[index, fleet.DRAINING] = 1.0
+
+    def _open_or_close(self, index: int) -> None:
+        closed = index in self._resting or self._names.get(index, "") in self._down
+        self.fleet.replica[index, fleet.DRAINING] = 1.0 if closed else 0.0
 
     def _prefix_blocks(self, kv_tokens: int) -> int:
         blocks = kv_tokens // int(self.fleet.block_tokens[0])

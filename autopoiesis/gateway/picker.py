@@ -29,7 +29,7 @@ from autopoiesis.gateway import protocol
 from autopoiesis.gateway.access_log import AccessLog, read_entry
 from autopoiesis.gateway.background import keep_up
 from autopoiesis.gateway.calls import Call, Caller, Server
-from autopoiesis.gateway.endpoint_picker import EndpointPicker
+from autopoiesis.gateway.endpoint_picker import LEAST_PATIENCE_S, EndpointPicker
 from autopoiesis.gateway.endpoints import write_endpoints
 from autopoiesis.gateway.exchange import Exchange
 from autopoiesis.gateway.files import read_or_create_secret
@@ -58,7 +58,7 @@ LARGEST_MESSAGE = LARGEST_BODY_BYTES + (1 << 20)
 class Picker:
     """Everything in the process, wired together."""
 
-    def __init__(self, run_dir: RunDir) -> None:
+    def __init__(self, run_dir: RunDir, least_patience_s: float = LEAST_PATIENCE_S) -> None:
         self.run_dir = run_dir
         self.outbox = Outbox(open_requests=self.open_requests)
         arm = next(arm for arm in seed_arms() if arm.name == BASELINE)
@@ -67,7 +67,8 @@ class Picker:
             Objective(), (arm.id, self._programs[arm.id]), np.random.default_rng(), time.monotonic
         )
         self.ledger = Ledger(self.state, self.outbox.add_request)
-        self.service = EndpointPicker(self.state, self.ledger, read_or_create_secret(run_dir.salt))
+        salt = read_or_create_secret(run_dir.salt)
+        self.service = EndpointPicker(self.state, self.ledger, salt, least_patience_s)
         self.link = LinkServer(self.outbox, self.allocate)
         self.watch = ReplicaWatch(self.state.membership, self.ledger, self)
         self._members: tuple[Member, ...] = ()
@@ -224,11 +225,11 @@ class Picker:
             self.ledger.sweep()
 
 
-async def _serve(run_dir: RunDir) -> None:
+async def _serve(run_dir: RunDir, least_patience_s: float) -> None:
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    picker = Picker(run_dir)
+    picker = Picker(run_dir, least_patience_s)
     gc.collect()
     gc.freeze()  # what is there now stays; the collector need not look at it again
     await picker.run(stop)
@@ -242,14 +243,21 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--run-dir", type=Path, required=True, help="where fleet.json and the sockets are"
     )
-    run_dir = parser.parse_args(arguments).run_dir.resolve()
+    parser.add_argument(
+        "--patience-s",
+        type=float,
+        default=LEAST_PATIENCE_S,
+        help="shortest time without a byte before a second replica is asked, too",
+    )
+    chosen = parser.parse_args(arguments)
+    run_dir = chosen.run_dir.resolve()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     if not run_dir.is_dir():
         sys.stderr.write(f"There is no run directory {run_dir}; `autopoiesis serve` makes one.\n")
         return 2
     warm_up()
     with suppress(KeyboardInterrupt):
-        uvloop.run(_serve(RunDir(run_dir)))
+        uvloop.run(_serve(RunDir(run_dir), chosen.patience_s))
     return 0
 
 

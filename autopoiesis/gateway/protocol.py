@@ -16,7 +16,12 @@ from envoy.type.v3 import http_status_pb2
 from google.protobuf import duration_pb2
 
 from autopoiesis.gateway.flight import Flight
-from autopoiesis.gateway.settings import DECISION_NAMESPACE, ENDPOINT_KEY, ENDPOINT_NAMESPACE
+from autopoiesis.gateway.settings import (
+    DECISION_NAMESPACE,
+    ENDPOINT_KEY,
+    ENDPOINT_NAMESPACE,
+    PATIENCE_HEADER,
+)
 
 Message = Any
 """A protobuf message."""
@@ -62,8 +67,11 @@ def wait(limit_s: float) -> bytes:
     return _serialized(override_message_timeout=duration_pb2.Duration(seconds=int(limit_s)))
 
 
-def choice(flight: Flight, addresses: tuple[str, ...]) -> bytes:
-    """Answer where to send the request, in order; without addresses Envoy itself chooses."""
+def choice(flight: Flight, addresses: tuple[str, ...], patience_s: int | None = None) -> bytes:
+    """Answer where to send the request, in order; without addresses Envoy itself chooses.
+
+    Where nothing has come after `patience_s`, Envoy asks the next one too, and takes who answers first.
+    """
     answer = ext_proc.ProcessingResponse()
     decision = answer.dynamic_metadata.fields[DECISION_NAMESPACE].struct_value.fields
     decision["key"].string_value = flight.key
@@ -71,12 +79,16 @@ def choice(flight: Flight, addresses: tuple[str, ...]) -> bytes:
     decision["window"].number_value = flight.window
     decision["shard"].number_value = flight.shard
     # Messages written one behind the other are read as one, their maps joined.
-    return _destination(addresses) + answer.SerializeToString()
+    return _destination(addresses, patience_s) + answer.SerializeToString()
 
 
 @lru_cache(maxsize=4096)
-def _destination(addresses: tuple[str, ...]) -> bytes:
-    answer = ext_proc.ProcessingResponse(request_body=ext_proc.BodyResponse())
+def _destination(addresses: tuple[str, ...], patience_s: int | None) -> bytes:
+    body = ext_proc.BodyResponse()
+    if patience_s is not None:
+        header = _header(PATIENCE_HEADER, str(1000 * patience_s))
+        body.response.header_mutation.set_headers.append(header)
+    answer = ext_proc.ProcessingResponse(request_body=body)
     if addresses:
         lb = answer.dynamic_metadata.fields[ENDPOINT_NAMESPACE].struct_value
         lb.fields[ENDPOINT_KEY].string_value = ",".join(addresses)
@@ -86,10 +98,7 @@ def _destination(addresses: tuple[str, ...]) -> bytes:
 def refusal(status: int, body: dict[str, Any], headers: Mapping[str, str] | None = None) -> bytes:
     """Answer the client in place of a replica, with JSON."""
     options = [
-        base_pb2.HeaderValueOption(
-            header=base_pb2.HeaderValue(key=name, raw_value=value.encode()),
-            append_action=base_pb2.HeaderValueOption.OVERWRITE_IF_EXISTS_OR_ADD,
-        )
+        _header(name, value)
         for name, value in {"content-type": "application/json", **(headers or {})}.items()
     ]
     return _serialized(
@@ -99,4 +108,11 @@ def refusal(status: int, body: dict[str, Any], headers: Mapping[str, str] | None
             body=orjson.dumps(body),
             details="picker",
         )
+    )
+
+
+def _header(name: str, value: str) -> Any:
+    return base_pb2.HeaderValueOption(
+        header=base_pb2.HeaderValue(key=name, raw_value=value.encode()),
+        append_action=base_pb2.HeaderValueOption.OVERWRITE_IF_EXISTS_OR_ADD,
     )

@@ -54,6 +54,7 @@ def routes(settings: DataPlaneSettings) -> Config:
                 "domains": ["*"],
                 "routes": [_too_large(settings), *counted, other, *passed, unknown],
                 "retry_policy": _retries(settings),
+                "hedge_policy": {"hedge_on_per_try_timeout": True},
                 "response_headers_to_add": [
                     _header(ARM_HEADER, f"%DYNAMIC_METADATA({DECISION_NAMESPACE}:arm)%"),
                     _header(REPLICA_HEADER, f"%UPSTREAM_METADATA({REPLICA_NAMESPACE}:name)%"),

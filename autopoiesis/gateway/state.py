@@ -51,7 +51,7 @@ class GatewayState:
         self.held = HeldQueue()
         self.clock = clock
         self.membership = Membership(objective, clock)
-        self.accounts = Accounts(self.membership.fleet, clock)
+        self.accounts = Accounts(self.membership, clock)
         self._fleet = self.membership.fleet
         self._rng = rng
         self._order = np.zeros(MOST_REPLICAS, np.int64)

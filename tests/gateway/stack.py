@@ -37,6 +37,7 @@ class Stack:
     port: int
     members: list[Member]
     processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
+    patience_s: float = 10.0
 
     def start(self, name: str, argv: Sequence[str]) -> None:
         with (self.run_dir / f"{name}.log").open("ab") as log:
@@ -61,10 +62,8 @@ class Stack:
 
     def start_picker(self) -> None:
         before = self.log("picker").count("ready") if (self.run_dir / "picker.log").exists() else 0
-        self.start(
-            "picker",
-            [sys.executable, "-m", "autopoiesis.gateway.picker", "--run-dir", str(self.run_dir)],
-        )
+        argv = [sys.executable, "-m", "autopoiesis.gateway.picker", "--run-dir", str(self.run_dir)]
+        self.start("picker", [*argv, "--patience-s", str(self.patience_s)])
         wait_until(lambda: self.log("picker").count("ready") > before, 120)
 
     def start_envoy(self) -> None:
@@ -114,7 +113,9 @@ def wait_until(condition: Callable[[], object], limit_s: float = 10.0) -> None:
 
 
 @contextmanager
-def running_stack(run_dir: Path, replicas: int = 3, picker: bool = True) -> Iterator[Stack]:
+def running_stack(
+    run_dir: Path, replicas: int = 3, picker: bool = True, patience_s: float = 10.0
+) -> Iterator[Stack]:
     port, *ports = free_ports(replicas + 1)
     members = [
         Member(
@@ -125,7 +126,7 @@ def running_stack(run_dir: Path, replicas: int = 3, picker: bool = True) -> Iter
         )
         for i, p in enumerate(ports)
     ]
-    stack = Stack(run_dir, port, members)
+    stack = Stack(run_dir, port, members, patience_s=patience_s)
     write_fleet(run_dir / "fleet.json", members)
     try:
         for member in members:

@@ -6,8 +6,9 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
-from stack import Stack, chat, wait_until
+from stack import Stack, chat, running_stack, wait_until
 from test_gateway import FIRST_REPLICA, Records, serving
 
 from autopoiesis.gateway import envoy
@@ -175,3 +176,19 @@ def test_draining_waits_for_what_runs(stack: Stack):
     assert answers == [200]
     stack.kill("envoy", signal.SIGTERM)
     stack.start_envoy()
+
+
+def test_a_request_that_hangs_on_a_frozen_replica_is_answered_by_another(tmp_path: Path):
+    with running_stack(tmp_path, patience_s=0.5) as stack, serving(stack, FIRST_REPLICA, "r1"):
+        for _ in range(4):  # what is usual must be known
+            assert stack.post(chat()).headers["x-served-by"] == "r1"
+        stack.processes["r1"].send_signal(signal.SIGSTOP)
+        try:
+            answer = stack.post(chat(max_tokens=4), headers={"x-request-id": "hung"})
+        finally:
+            stack.processes["r1"].send_signal(signal.SIGCONT)
+        assert answer.status == 200
+        assert answer.headers["x-served-by"] in {"r0", "r2"}
+        (record,) = Records(stack).of("hung")
+        assert (record.replica, record.attempts) == (answer.headers["x-served-by"], 2)
+        assert "x-envoy" not in " ".join(answer.headers)
