@@ -1,7 +1,7 @@
 """Whom Envoy talks to: the picker, and the replicas."""
 
+from autopoiesis.gateway.models import Fleet
 from autopoiesis.gateway.resource import (
-    PICKER,
     REPLICAS,
     Config,
     seconds,
@@ -13,16 +13,15 @@ from autopoiesis.gateway.settings import (
     ENDPOINT_KEY,
     ENDPOINT_NAMESPACE,
     DataPlaneSettings,
-    RunDir,
 )
 
 HEALTH_PATH = "/health"
 
 
-def picker_cluster(run_dir: RunDir) -> Config:
+def picker_cluster(fleet: Fleet) -> Config:
     """Return the cluster of one: the picker."""
     return {
-        "name": PICKER,
+        "name": fleet.picker,
         "type": "STATIC",
         "connect_timeout": "0.25s",
         "typed_extension_protocol_options": _protocol(
@@ -30,11 +29,15 @@ def picker_cluster(run_dir: RunDir) -> Config:
         ),
         "circuit_breakers": _limits(100_000, 1_000),
         "load_assignment": {
-            "cluster_name": PICKER,
+            "cluster_name": fleet.picker,
             "endpoints": [
                 {
                     "lb_endpoints": [
-                        {"endpoint": {"address": {"pipe": {"path": str(run_dir.picker_socket)}}}}
+                        {
+                            "endpoint": {
+                                "address": {"pipe": {"path": str(fleet.run_dir.picker_socket)}}
+                            }
+                        }
                     ]
                 }
             ],
@@ -42,14 +45,17 @@ def picker_cluster(run_dir: RunDir) -> Config:
     }
 
 
-def replica_cluster(settings: DataPlaneSettings, run_dir: RunDir) -> Config:
+def replica_cluster(settings: DataPlaneSettings, fleet: Fleet) -> Config:
     """Return the cluster of the replicas."""
     return {
-        "name": REPLICAS,
+        "name": fleet.replicas,
         "type": "EDS",
         "connect_timeout": seconds(settings.connect_timeout_s),
         "per_connection_buffer_limit_bytes": settings.max_body_bytes,
-        "eds_cluster_config": {"eds_config": watched(run_dir.endpoints)},
+        "eds_cluster_config": {
+            "service_name": REPLICAS,  # as it is named in every fleet's file
+            "eds_config": watched(fleet.run_dir.endpoints),
+        },
         "typed_extension_protocol_options": _protocol(
             {
                 "explicit_http_config": {"http_protocol_options": {}},

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from autopoiesis.gateway.clusters import picker_cluster, replica_cluster
 from autopoiesis.gateway.keys import ApiKey
 from autopoiesis.gateway.listener import certificate, listener
+from autopoiesis.gateway.models import Fleet
 from autopoiesis.gateway.resource import Config, resources, typed, watched
 from autopoiesis.gateway.settings import DataPlaneSettings, RunDir
 
@@ -23,6 +24,8 @@ class Plan(NamedTuple):
     port: int
     settings: DataPlaneSettings
     run_dir: RunDir
+    fleets: Sequence[Fleet]
+    """One, or one for each model."""
     keys: Sequence[ApiKey] = ()
 
 
@@ -58,11 +61,12 @@ def in_one_piece(plan: Plan) -> Config:
 
 
 def _listener(plan: Plan, certificate_in: RunDir | None) -> Config:
-    return listener(plan.host, plan.port, plan.settings, plan.keys, certificate_in)
+    return listener(plan.host, plan.port, plan.settings, plan.keys, plan.fleets, certificate_in)
 
 
 def _clusters(plan: Plan) -> list[Config]:
-    return [picker_cluster(plan.run_dir), replica_cluster(plan.settings, plan.run_dir)]
+    pickers = [picker_cluster(fleet) for fleet in plan.fleets]
+    return [*pickers, *(replica_cluster(plan.settings, fleet) for fleet in plan.fleets)]
 
 
 def _fixed(plan: Plan) -> Config:

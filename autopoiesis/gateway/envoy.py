@@ -5,7 +5,7 @@ import importlib.metadata
 import os
 import subprocess
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import aiohttp
@@ -16,6 +16,7 @@ from autopoiesis.gateway import config
 from autopoiesis.gateway.config import Plan
 from autopoiesis.gateway.endpoints import Endpoint, write_endpoints
 from autopoiesis.gateway.keys import KeyFileError, read_keys
+from autopoiesis.gateway.models import Fleet
 from autopoiesis.gateway.settings import DataPlaneSettings, RunDir
 
 DRAIN_POLL_S = 0.1
@@ -77,31 +78,48 @@ def prepare(
 
     EnvoyError says what is wrong with the certificate or the file of keys.
     """
-    chosen = settings or DataPlaneSettings()
-    plan = _plan(run_dir, host, port, chosen)
-    write_endpoints(plan.run_dir, members)
+    write_endpoints(RunDir(run_dir), members)
+    return prepare_for(run_dir, host, port, (), settings or DataPlaneSettings())
+
+
+def prepare_for(
+    run_dir: Path, host: str, port: int, fleets: Sequence[Fleet], settings: DataPlaneSettings
+) -> list[str]:
+    """Do so for an Envoy before several fleets, whose endpoints are written."""
+    plan = _plan(run_dir, host, port, settings, fleets)
     _write_watched(plan)
     _write(plan.run_dir.envoy_config, config.bootstrap(plan))
-    return arguments(plan.run_dir.envoy_config, chosen)
+    return arguments(plan.run_dir.envoy_config, settings)
 
 
-def change(run_dir: Path, host: str, port: int, settings: DataPlaneSettings) -> None:
+def change(
+    run_dir: Path,
+    host: str,
+    port: int,
+    settings: DataPlaneSettings,
+    fleets: Sequence[Fleet] = (),
+) -> None:
     """Have a running Envoy serve new requests by other settings; what runs goes on as it began.
 
     EnvoyError tells why not, and then all stays as it was. `workers` and `most_connections` are for
     Envoy's next start.
     """
-    plan = _plan(run_dir, host, port, settings)
+    plan = _plan(run_dir, host, port, settings, fleets)
     _validate(plan)
     _write_watched(plan)
 
 
-def validate(host: str, port: int, settings: DataPlaneSettings) -> None:
+def validate(
+    host: str, port: int, settings: DataPlaneSettings, fleets: Sequence[Fleet] = ()
+) -> None:
     """Let Envoy itself check its configuration; EnvoyError carries its complaint."""
-    _validate(_plan(Path(), host, port, settings))
+    _validate(_plan(Path(), host, port, settings, fleets))
 
 
-def _plan(run_dir: Path, host: str, port: int, settings: DataPlaneSettings) -> Plan:
+def _plan(
+    run_dir: Path, host: str, port: int, settings: DataPlaneSettings, fleets: Sequence[Fleet]
+) -> Plan:
+    """Return the plan; without `fleets` the only one is in the run directory itself."""
     for file in (settings.tls_cert, settings.tls_key):
         if file and not os.access(file, os.R_OK):
             raise EnvoyError(f"Cannot read {file}; the gateway's certificate and key are needed.")
@@ -111,7 +129,8 @@ def _plan(run_dir: Path, host: str, port: int, settings: DataPlaneSettings) -> P
         )
     except KeyFileError as error:
         raise EnvoyError(str(error)) from None
-    return Plan(host, port, settings, RunDir(run_dir.resolve()), keys)
+    own = RunDir(run_dir.resolve())
+    return Plan(host, port, settings, own, fleets or (Fleet(own),), keys)
 
 
 def _write_watched(plan: Plan) -> None:
@@ -128,7 +147,9 @@ def _write(file: Path, content: config.Config) -> None:
 def _validate(plan: Plan) -> None:
     """Check everything in one piece, for Envoy does not look into watched files here."""
     with tempfile.TemporaryDirectory() as directory:
-        draft = plan._replace(run_dir=RunDir(Path(directory)))
+        there = RunDir(Path(directory))
+        fleets = [fleet._replace(run_dir=there) for fleet in plan.fleets]
+        draft = plan._replace(run_dir=there, fleets=fleets)
         write_endpoints(draft.run_dir, ())
         _write(draft.run_dir.envoy_config, config.in_one_piece(draft))
         argv = [*arguments(draft.run_dir.envoy_config, plan.settings), "--mode", "validate"]

@@ -1,9 +1,11 @@
 """What happens to a request and its answer on the way: Envoy's filters, in order."""
 
+from collections.abc import Sequence
+
+from autopoiesis.gateway.models import Fleet, model_filters
 from autopoiesis.gateway.resource import (
     BODY_LIMIT,
     EXT_PROC,
-    PICKER,
     READ_JSON,
     READ_STREAM,
     Config,
@@ -39,13 +41,14 @@ ATTRIBUTES_OF_REQUEST = (
 ATTRIBUTES_OF_ANSWER = ("response.code", "upstream.address")
 
 
-def filters(settings: DataPlaneSettings) -> list[Config]:
+def filters(settings: DataPlaneSettings, fleets: Sequence[Fleet]) -> list[Config]:
     """Return the filters."""
     return [
+        *model_filters(fleets),
         typed(
             EXT_PROC,
             "extensions.filters.http.ext_proc.v3.ExternalProcessor",
-            grpc_service={"envoy_grpc": {"cluster_name": PICKER}},
+            grpc_service={"envoy_grpc": {"cluster_name": fleets[0].picker}},
             failure_mode_allow=True,
             message_timeout=seconds(settings.picker_timeout_s),
             max_message_timeout=seconds(LONGEST_HOLD_S),

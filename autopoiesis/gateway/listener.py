@@ -12,7 +12,8 @@ from autopoiesis.gateway.errors import (
 )
 from autopoiesis.gateway.filters import filters
 from autopoiesis.gateway.keys import ApiKey
-from autopoiesis.gateway.resource import PICKER, Config, seconds, type_url, typed, watched
+from autopoiesis.gateway.models import Fleet, model_errors
+from autopoiesis.gateway.resource import Config, seconds, type_url, typed, watched
 from autopoiesis.gateway.routes import routes
 from autopoiesis.gateway.settings import RESERVED_PREFIXES, DataPlaneSettings, RunDir
 
@@ -27,6 +28,7 @@ def listener(
     port: int,
     settings: DataPlaneSettings,
     keys: Sequence[ApiKey],
+    fleets: Sequence[Fleet],
     run_dir: RunDir | None,
 ) -> Config:
     """Return the gateway's listener, its certificate told by a file in `run_dir`, or by itself if None."""
@@ -61,10 +63,10 @@ def listener(
             "initial_connection_window_size": 16 * STREAM_WINDOW_BYTES,
         },
         early_header_mutation_extensions=[_without_reserved_headers()],
-        access_log=[_access_log(settings)],
-        local_reply_config=_local_replies(settings),
-        route_config=routes(settings),
-        http_filters=[*access_filters(keys), *filters(settings)],
+        access_log=[_access_log(settings, fleet) for fleet in fleets],
+        local_reply_config=_local_replies(settings, fleets),
+        route_config=routes(settings, fleets),
+        http_filters=[*access_filters(keys), *filters(settings, fleets)],
     )
     return {
         "name": "gateway",
@@ -119,20 +121,23 @@ def _without_reserved_headers() -> Config:
     )
 
 
-def _access_log(settings: DataPlaneSettings) -> Config:
-    return typed(
+def _access_log(settings: DataPlaneSettings, fleet: Fleet) -> Config:
+    """Tell a fleet's picker of the requests for its models."""
+    mine = {"metadata_filter": {"matcher": fleet.is_asked_for, "match_if_key_not_found": False}}
+    log = typed(
         "envoy.access_loggers.http_grpc",
         "extensions.access_loggers.grpc.v3.HttpGrpcAccessLogConfig",
         common_config={
             "log_name": "requests",
             "transport_api_version": "V3",
             "buffer_flush_interval": seconds(settings.log_interval_s),
-            "grpc_service": {"envoy_grpc": {"cluster_name": PICKER}},
+            "grpc_service": {"envoy_grpc": {"cluster_name": fleet.picker}},
         },
     )
+    return {**log, "filter": mine} if fleet.models else log
 
 
-def _local_replies(settings: DataPlaneSettings) -> Config:
+def _local_replies(settings: DataPlaneSettings, fleets: Sequence[Fleet]) -> Config:
     answers = {
         **LOCAL_ERRORS,
         HTTPStatus.REQUEST_ENTITY_TOO_LARGE: body_too_large(settings.max_body_bytes),
@@ -143,12 +148,18 @@ def _local_replies(settings: DataPlaneSettings) -> Config:
     ]
     broken = {"response_flag_filter": {"flags": ["DPE"]}}
     mappers.append({"filter": broken, "body_format_override": {"json_format": MALFORMED_HTTP}})
-    limited = {
-        "filter": _when_status(RATE_LIMITED),
-        "status_code": int(HTTPStatus.TOO_MANY_REQUESTS),
-        "body_format_override": {"json_format": TOO_MANY_REQUESTS},
-    }
-    return {"mappers": [*mappers, limited]}
+    instead = [(RATE_LIMITED, HTTPStatus.TOO_MANY_REQUESTS, TOO_MANY_REQUESTS)]
+    if len(fleets) > 1:
+        instead += model_errors(fleets)
+    mappers += [
+        {
+            "filter": _when_status(inside),
+            "status_code": int(told),
+            "body_format_override": {"json_format": body},
+        }
+        for inside, told, body in instead
+    ]
+    return {"mappers": mappers}
 
 
 def _when_status(status: int) -> Config:

@@ -17,6 +17,7 @@ EXT_PROC, READ_JSON, READ_STREAM, BODY_LIMIT = (
     "body_limit",
 )
 API_KEYS, RATE_LIMIT = "api_keys", "rate_limit"
+READ_MODEL, ROUTE_AGAIN = "model_of_request", "route_by_model"
 """Names of Envoy's filters."""
 
 

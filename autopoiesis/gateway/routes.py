@@ -1,14 +1,17 @@
 """Which paths the gateway serves, and how each is treated."""
 
+from collections.abc import Sequence
 from http import HTTPStatus
 
+from autopoiesis.gateway.models import Fleet, listing, routes_by_model
 from autopoiesis.gateway.resource import (
     BODY_LIMIT,
     EXT_PROC,
     READ_JSON,
+    READ_MODEL,
     READ_STREAM,
     REPLICA_NAMESPACE,
-    REPLICAS,
+    ROUTE_AGAIN,
     Config,
     type_url,
     typed,
@@ -26,33 +29,46 @@ PASSED_GET = ("/health", "/version", "/ping")
 PASSED_POST = ("/tokenize", "/detokenize", "/score", "/rerank", "/pooling", "/classify")
 """Answered by any replica, without the picker, like every GET under /v1/."""
 
+LONGEST_LISTING_BYTES = 1 << 20
+"""Bound of the answer that tells all models."""
+
 _OFF: Config = {"@type": type_url("config.route.v3.FilterConfig"), "disabled": True}
 """Switches a filter off for a route."""
 
 
-def routes(settings: DataPlaneSettings) -> Config:
+def routes(settings: DataPlaneSettings, fleets: Sequence[Fleet]) -> Config:
     """Return the whole route table."""
     is_get, is_post = _method("GET"), _method("POST")
-    counted = [_route({"path": p, **is_post}, name=INFERENCE_ROUTE) for p in ANSWERED_WITH_USAGE]
-    other = _route(
-        {"prefix": "/v1/", **is_post}, name=INFERENCE_ROUTE, without=(READ_JSON, READ_STREAM)
-    )
-    passed = [
-        _route(match, without=(EXT_PROC, READ_JSON, READ_STREAM))
-        for match in (
-            {"prefix": "/v1/", **is_get},
-            *({"path": p, **is_get} for p in PASSED_GET),
-            *({"path": p, **is_post} for p in PASSED_POST),
-        )
+    uncounted = (READ_JSON, READ_STREAM)
+
+    def by_model(match: Config, name: str = "", without: tuple[str, ...] = ()) -> list[Config]:
+        return routes_by_model([(f, _route(f, match, name, without)) for f in fleets])
+
+    decided = [
+        *(by_model({"path": p, **is_post}, INFERENCE_ROUTE) for p in ANSWERED_WITH_USAGE),
+        by_model({"prefix": "/v1/", **is_post}, INFERENCE_ROUTE, uncounted),
+    ]
+    passed = [by_model({"path": p, **is_post}, without=(EXT_PROC, *uncounted)) for p in PASSED_POST]
+    without_body = (EXT_PROC, *uncounted, *((READ_MODEL, ROUTE_AGAIN) if len(fleets) > 1 else ()))
+    got = [
+        _route(fleets[0], match, without=without_body)
+        for match in ({"prefix": "/v1/", **is_get}, *({"path": p, **is_get} for p in PASSED_GET))
     ]
     unknown = _refusing({"prefix": "/"}, HTTPStatus.NOT_FOUND)
     return {
         "name": "routes",
+        "max_direct_response_body_size_bytes": LONGEST_LISTING_BYTES,
         "virtual_hosts": [
             {
                 "name": "gateway",
                 "domains": ["*"],
-                "routes": [_too_large(settings), *counted, other, *passed, unknown],
+                "routes": [
+                    _too_large(settings),
+                    *(route for of_path in (*decided, *passed) for route in of_path),
+                    *listing(fleets),
+                    *got,
+                    unknown,
+                ],
                 "retry_policy": _retries(settings),
                 "hedge_policy": {"hedge_on_per_try_timeout": True},
                 "response_headers_to_add": [
@@ -84,11 +100,11 @@ def _method(name: str) -> Config:
     return {"headers": [{"name": ":method", "string_match": {"exact": name}}]}
 
 
-def _route(match: Config, name: str = "", without: tuple[str, ...] = ()) -> Config:
+def _route(fleet: Fleet, match: Config, name: str = "", without: tuple[str, ...] = ()) -> Config:
     return {
         "name": name,
         "match": match,
-        "route": {"cluster": REPLICAS, "timeout": "0s"},
+        "route": {"cluster": fleet.replicas, "timeout": "0s"},
         "typed_per_filter_config": dict.fromkeys(without, _OFF),
     }
 

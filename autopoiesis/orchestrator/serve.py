@@ -6,6 +6,7 @@ import signal
 from collections.abc import Callable
 
 from autopoiesis.gateway.envoy import EnvoyError
+from autopoiesis.orchestrator.models import Models, data_directories
 from autopoiesis.orchestrator.settings import Settings, SettingsError
 from autopoiesis.orchestrator.supervisor import Say, Supervisor, data_directory
 
@@ -16,7 +17,8 @@ def serve(settings: Settings, say: Say, detail: Say, read_again: Callable[[], Se
     `say` is told what an operator should know, `detail` the rest. On SIGHUP the settings are read
     again, and those of the gateway are taken up.
     """
-    with data_directory(settings):
+    held = data_directories if settings.models else data_directory
+    with held(settings):
         asyncio.run(_serve(settings, say, detail, read_again))
 
 
@@ -24,7 +26,7 @@ async def _serve(
     settings: Settings, say: Say, detail: Say, read_again: Callable[[], Settings]
 ) -> None:
     stop = stop_on_signals()
-    supervisor = Supervisor(settings, say, detail)
+    supervisor = (Models if settings.models else Supervisor)(settings, say, detail)
     changing = asyncio.create_task(_change_on_hangup(supervisor, say, read_again))
     say("starting (the first start on a machine compiles the kernels: a minute or two)")
     starting = asyncio.create_task(supervisor.start())
@@ -35,9 +37,9 @@ async def _serve(
             return
         await starting
         say(f"OpenAI-compatible endpoint: {supervisor.url}/v1 ({describe(supervisor)})")
-        say(
-            f"live page and control API: {supervisor.control_url}   telemetry: {settings.telemetry_file}"
-        )
+        for one in supervisor.supervisors if isinstance(supervisor, Models) else [supervisor]:
+            where, file = one.control_url, one.settings.telemetry_file
+            one.say(f"live page and control API: {where}   telemetry: {file}")
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(stopping, settings.for_s)
         say(f"draining (at most {settings.drain_s:g} s)")
@@ -51,7 +53,7 @@ async def _serve(
 
 
 async def _change_on_hangup(
-    supervisor: Supervisor, say: Say, read_again: Callable[[], Settings]
+    supervisor: Supervisor | Models, say: Say, read_again: Callable[[], Settings]
 ) -> None:
     asked = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, asked.set)
@@ -66,7 +68,7 @@ async def _change_on_hangup(
             say("the gateway's settings were read again and are in force")
 
 
-def describe(supervisor: Supervisor) -> str:
+def describe(supervisor: Supervisor | Models) -> str:
     """Return the fleet in a few words."""
     kinds = {member.kind for member in supervisor.members}
     return f"{len(supervisor.members)} {' and '.join(sorted(kinds))} replicas"

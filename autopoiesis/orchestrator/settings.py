@@ -44,6 +44,8 @@ class Settings(BaseModel):
     """Token of the control API; None: one is made. It lies in `<data_dir>/control-token`, for its owner only."""
     gateway: DataPlaneSettings = DataPlaneSettings()
     """TLS, keys and limits of the gateway; a table `[gateway]` in the TOML file."""
+    models: dict[str, dict[str, Any]] = {}
+    """Several models, each with a fleet and arms of its own: tables `[models.NAME]`, as `models.of_each` reads them."""
     replica: tuple[str, ...] = ()
     """URLs of OpenAI-compatible servers; none: simulate."""
     simulate: int = Field(4, ge=1, le=64)

@@ -17,6 +17,7 @@ from pathlib import Path
 import aiohttp
 
 from autopoiesis.gateway import envoy
+from autopoiesis.gateway.endpoints import write_endpoints
 from autopoiesis.gateway.files import read_or_create_secret
 from autopoiesis.gateway.settings import DataPlaneSettings, RunDir
 from autopoiesis.orchestrator.child import Child
@@ -54,11 +55,21 @@ class CannotStartError(RuntimeError):
 class Supervisor:
     """One running gateway: `start`, then `stop` in any case."""
 
-    def __init__(self, settings: Settings, say: Say, detail: Say = lambda _line: None) -> None:
-        """Prepare; `say` is told one line for everything an operator should know, `detail` the rest."""
+    def __init__(
+        self,
+        settings: Settings,
+        say: Say,
+        detail: Say = lambda _line: None,
+        has_envoy: bool = True,
+    ) -> None:
+        """Prepare; `say` is told one line for everything an operator should know, `detail` the rest.
+
+        Without an Envoy of its own it is behind somebody else's.
+        """
         self.settings = settings
+        self._has_envoy = has_envoy
         self.members: tuple[Member, ...] = ()
-        self._say = say
+        self.say = say
         self._detail = detail
         self._children: list[Child] = []
         self._following: asyncio.Task[None] | None = None
@@ -86,10 +97,11 @@ class Supervisor:
         """
         settings = self.settings
         run_dir = settings.run_dir.resolve()
-        _check_port(settings.host, settings.port, "--port")
-        _check_port(settings.control_host, settings.control_port, "--control-port")
+        if self._has_envoy:
+            check_port(settings.host, settings.port, "--port")
+            await self._check_gateway()
+        check_port(settings.control_host, settings.control_port, "--control-port")
         await asyncio.to_thread(_check_telemetry, settings.telemetry_file)
-        await self._check_gateway()
         shutil.rmtree(run_dir, ignore_errors=True)
         run_dir.mkdir(parents=True)
         (settings.data_dir / "logs").mkdir(exist_ok=True)
@@ -166,7 +178,7 @@ class Supervisor:
 
     async def _vllm_fleet(self) -> tuple[Member, ...]:
         try:
-            return await bring_up(self.settings, self._start, self._say)
+            return await bring_up(self.settings, self._start, self.say)
         except (ReplicaFailedError, PlacementError, FleetError) as error:
             raise CannotStartError(str(error)) from None
 
@@ -189,9 +201,12 @@ class Supervisor:
             "controller",
             [*module, "autopoiesis.orchestrator.controller", "--run-dir", str(run_dir)],
         )
-        settings = self.settings
-        argv = envoy.prepare(run_dir, settings.host, settings.port, self.members, settings.gateway)
-        await self._start("envoy", argv)
+        if self._has_envoy:
+            settings = self.settings
+            where = (run_dir, settings.host, settings.port)
+            await self._start("envoy", envoy.prepare(*where, self.members, settings.gateway))
+        else:
+            write_endpoints(RunDir(run_dir), self.members)
 
     async def _start(
         self, name: str, argv: list[str], environment: dict[str, str] | None = None
@@ -214,21 +229,23 @@ class Supervisor:
                 if child.name in off and child.name not in stopped:
                     stopped.add(child.name)
                     await child.stop(STOP_GRACE_S)
-                    self._say(f"{child.name} is stopped: the plan needs it no more")
+                    self.say(f"{child.name} is stopped: the plan needs it no more")
                 elif child.name in stopped and child.name not in off:
                     await child.start()
                     stopped.discard(child.name)
-                    self._say(f"{child.name} is started: the plan needs it")
+                    self.say(f"{child.name} is started: the plan needs it")
             await asyncio.sleep(FOLLOW_EVERY_S)
 
     def _on_exit(self, name: str, code: int) -> None:
         how = f"was killed by signal {-code}" if code < 0 else f"ended with code {code}"
-        self._say(
+        self.say(
             f"{name} {how}; it is started again (log: {self.settings.data_dir / 'logs' / name}.log)"
         )
 
     async def _wait_ready(self) -> None:
-        waiting_for = {f"{self.url}/v1/models": "envoy", f"{self.control_url}/health": "controller"}
+        waiting_for = {f"{self.control_url}/health": "controller"}
+        if self._has_envoy:
+            waiting_for[f"{self.url}/v1/models"] = "envoy"
         own = aiohttp.TCPConnector(ssl=False)  # its certificate is for its clients to judge
         picker_socket = RunDir(self.settings.run_dir).picker_socket
         deadline = asyncio.get_running_loop().time() + START_LIMIT_S
@@ -310,7 +327,8 @@ def _check_telemetry(file: Path) -> None:
         Store.open(file).close()
 
 
-def _check_port(host: str, port: int, option: str) -> None:
+def check_port(host: str, port: int, option: str) -> None:
+    """Raise `CannotStartError` if the port is taken; `option` gives another one."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family, socket.SOCK_STREAM) as trial:
         trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -180,8 +180,9 @@ def test_draining_waits_for_what_runs(stack: Stack):
 
 def test_a_request_that_hangs_on_a_frozen_replica_is_answered_by_another(tmp_path: Path):
     with running_stack(tmp_path, patience_s=0.5) as stack, serving(stack, FIRST_REPLICA, "r1"):
-        for _ in range(4):  # what is usual must be known
+        for _ in range(4):
             assert stack.post(chat()).headers["x-served-by"] == "r1"
+        time.sleep(1.0)  # until the picker has looked at what is usual
         stack.processes["r1"].send_signal(signal.SIGSTOP)
         try:
             answer = stack.post(chat(max_tokens=4), headers={"x-request-id": "hung"})
