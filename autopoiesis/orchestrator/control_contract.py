@@ -291,6 +291,8 @@ class Route:
     """Names in the path, each with what it may be: a pattern."""
     media: str = "application/json"
     """Content type of the answer."""
+    also: int | None = None
+    """A status beside 200 with which the same answer comes."""
 
 
 _ARM = ("arm", r"^[^/]+$")
@@ -299,7 +301,8 @@ ORDERS = "|".join(Order)
 
 ROUTES = (
     Route("get", "/health", "health", "Does the process answer?", HealthAnswer, probe=True),
-    Route("get", "/ready", "ready", "Is there an allocation, and a picker that serves by it?", ReadyAnswer, probe=True),
+    Route("get", "/ready", "ready", "Is there an allocation, and a picker that serves by it?", ReadyAnswer, probe=True,
+          also=503),
     Route("get", "/openapi.json", "openapi", "This description.", None),
     Route("get", "/status", "status", "A picture of now.", StatusAnswer),
     Route("get", "/allocation", "allocation", "Who serves what now, and why.", AllocationAnswer),

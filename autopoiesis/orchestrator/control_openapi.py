@@ -28,6 +28,8 @@ def openapi(routes: Iterable[Route]) -> dict[str, Any]:
             "summary": route.summary,
             "responses": {"200": _done(route, references), "default": problem},
         }
+        if route.also:
+            operation["responses"][str(route.also)] = _done(route, references)
         if route.parameters:
             operation["parameters"] = [
                 {
