@@ -37,6 +37,8 @@ from autopoiesis.gateway.settings import DataPlaneSettings, RunDir
 DELAY_S = 0.02
 SETTLE_S = 2.0
 """From so long after a fault the rate is measured."""
+HANGS_S = 5.0
+"""Who waited for longer, hung."""
 OPEN_CONNECTIONS = 10_000
 EXTREME = "def score(request, replica, fleet):\n    return 0.0 / (replica.in_flight - replica.in_flight)\n"
 """A policy that divides by zero at every decision."""
@@ -128,6 +130,11 @@ async def replica_killed(scene: Scene) -> None:
 async def replica_frozen(scene: Scene) -> None:
     """Stop one of the replicas: it takes connections and answers nothing."""
     scene.stack.processes["mock-1"].send_signal(signal.SIGSTOP)
+    await rest(scene)
+    both = (scene.plain, scene.streams)
+    hung = [waited_s for load in both for waited_s in load.latencies_s if waited_s > HANGS_S]
+    if hung:
+        scene.note = f"{len(hung)} that hung there were answered by another after {max(hung):.0f} s"
 
 
 @fault

@@ -1,11 +1,12 @@
 """What the gateway costs: the same mock replica, reached directly and through Envoy and the picker.
 
-    python benchmarks/gateway.py [--rounds 5] [--seconds 2] [--json FILE|-]
+    python benchmarks/gateway.py [--rounds 5] [--seconds 2] [--beside NAME=VENV]... [--lua] [--json FILE|-]
 
-Direct and gateway take turns within each round, so that other work on the machine hits both. CPU is
-what the kernel charged to Envoy and to the picker, divided by the requests that they carried; a
-stream has 18 chunks. Last the picker is killed with -9 under load and started again, and every
-answer is counted.
+Direct and gateway take turns within each round, so that other work on the machine hits both; so do
+routers that are named with `--beside` (`other_routers.py` tells which) and, with `--lua`, an Envoy
+that decides by itself (`lua_gateway.py`). CPU is what the kernel charged to each process, divided by
+the requests that it carried; a stream has 18 chunks. Last the picker is killed with -9 under load
+and started again, and every answer is counted.
 """
 
 import argparse
@@ -15,11 +16,16 @@ import os
 import statistics
 import tempfile
 import time
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import psutil
 import uvloop
 from gateway_stack import Load, Stack, run_load, running_stack, until_decided
+from lua_gateway import running_lua
+from other_routers import COMMANDS, running_routers, until_answered
 from rich.console import Console
 from rich.table import Table
 
@@ -43,26 +49,58 @@ def summary(loads: list[Load], seconds: float) -> dict[str, float]:
     }
 
 
+class Way(NamedTuple):
+    """A way to the replicas, and the processes on it."""
+
+    name: str
+    port: int
+    processes: Mapping[str, int] = {}
+    """Process ids by name; their children count with them."""
+
+    def cpu_s(self) -> dict[str, float]:
+        """Return the CPU time that its processes have used."""
+        return {name: _cpu_s(pid) for name, pid in self.processes.items()}
+
+
+def _cpu_s(pid: int) -> float:
+    process = psutil.Process(pid)
+    times = [p.cpu_times() for p in (process, *process.children(recursive=True))]
+    return sum(t.user + t.system for t in times)
+
+
 async def compare(
-    stack: Stack, connections: int, stream: bool, rounds: int, seconds: float
+    ways: Sequence[Way], connections: int, stream: bool, rounds: int, seconds: float
 ) -> dict[str, Any]:
-    mock_port = int(stack.members[0].address.rpartition(":")[2])
-    loads: dict[str, list[Load]] = {"direct": [], "gateway": []}
-    spent_s = {"envoy": 0.0, "picker": 0.0}
+    """Load all ways in turns; the first is the direct one."""
+    loads: dict[str, list[Load]] = {way.name: [] for way in ways}
+    spent_s: dict[str, dict[str, float]] = {
+        way.name: dict.fromkeys(way.processes, 0.0) for way in ways
+    }
     for _ in range(rounds):
-        loads["direct"].append(await run_load(mock_port, connections, seconds, stream))
-        before = {name: stack.cpu_s(name) for name in spent_s}
-        loads["gateway"].append(await run_load(stack.port, connections, seconds, stream))
-        await asyncio.sleep(0.2)  # the access log comes a moment later
-        for name, cpu_s in before.items():
-            spent_s[name] += stack.cpu_s(name) - cpu_s
-    told: dict[str, Any] = {name: summary(found, seconds) for name, found in loads.items()}
-    requests = sum(len(load.latencies_s) for load in loads["gateway"])
+        for way in ways:
+            before = way.cpu_s()
+            loads[way.name].append(await run_load(way.port, connections, seconds, stream))
+            await asyncio.sleep(0.2)  # the access log comes a moment later
+            for name, cpu_s in way.cpu_s().items():
+                spent_s[way.name][name] += cpu_s - before[name]
+    told = {name: summary(found, seconds) for name, found in loads.items()}
+    direct = told[ways[0].name]
     compared = ("p50_ms", "p50_best_round_ms", "p99_ms", "first_byte_p50_ms")
-    added = {k: told["gateway"][k] - told["direct"][k] for k in compared}
-    cpu_ms = {name: 1e3 * cpu_s / requests for name, cpu_s in spent_s.items()}
-    about = {"connections": connections, "stream": stream}
-    return {**about, **told, "added": added, "cpu_ms_per_request": cpu_ms}
+    return {
+        "connections": connections,
+        "stream": stream,
+        "ways": {
+            name: {
+                **figures,
+                "added": {k: figures[k] - direct[k] for k in compared},
+                "cpu_ms_per_request": {
+                    process: 1e3 * cpu_s / max(sum(len(x.latencies_s) for x in loads[name]), 1)
+                    for process, cpu_s in spent_s[name].items()
+                },
+            }
+            for name, figures in told.items()
+        },
+    }
 
 
 async def idle_bytes(stack: Stack) -> float:
@@ -98,13 +136,32 @@ async def kill_picker(stack: Stack, connections: int = 16, seconds: float = 8.0)
     }
 
 
-async def measure(rounds: int, seconds: float) -> dict[str, Any]:
-    with tempfile.TemporaryDirectory() as directory, running_stack(Path(directory)) as stack:
+async def measure(
+    rounds: int, seconds: float, beside: Sequence[tuple[str, Path]], lua: bool
+) -> dict[str, Any]:
+    with ExitStack() as running:
+        folder = Path(running.enter_context(tempfile.TemporaryDirectory()))
+        stack = running.enter_context(running_stack(folder))
         await until_decided(stack)
         await run_load(stack.port, 16, 1.0)  # warm connections
+        replicas = [f"http://{member.address}" for member in stack.members]
+        routers = running.enter_context(running_routers(beside, replicas, folder))
+        pids = {name: stack.processes[name].pid for name in ("envoy", "picker")}
+        ways = [
+            Way("direct", int(stack.members[0].address.rpartition(":")[2])),
+            Way("gateway", stack.port, pids),
+        ]
+        if lua:
+            own = running.enter_context(running_lua(folder, stack))
+            ways.append(Way("in Envoy", own.port, {"envoy": own.pid}))
+        for router in routers:
+            await until_answered(router, folder)
+            ways.append(Way(router.name, router.port, {router.name: router.pid}))
+        for way in ways[2:]:
+            await run_load(way.port, 16, 1.0)
         load_before = os.getloadavg()[0]
         pairs = [
-            await compare(stack, n, stream, rounds, seconds)
+            await compare(ways, n, stream, rounds, seconds)
             for stream in (False, True)
             for n in CONNECTIONS
         ]
@@ -125,34 +182,50 @@ async def measure(rounds: int, seconds: float) -> dict[str, Any]:
 
 
 def show(told: dict[str, Any]) -> None:
-    console = Console(width=110)
+    console = Console(width=140)
     machine = told["machine"]
     table = Table(
         title=f"{machine['cores']} cores, load average {machine['load_average_before']:.1f} before, "
         f"{machine['rounds']} rounds of {machine['seconds']:g} s each way"
     )
-    columns = ("answers", "conn.", "way", "p50 ms", "best p50", "p99 ms", "first byte", "req/s")
-    columns += ("failed",)
-    columns += ("Envoy CPU ms", "picker CPU ms")
-    for column in columns:
+    for column in (
+        "answers",
+        "conn.",
+        "way",
+        "p50 ms",
+        "p99 ms",
+        "added p50",
+        "best",
+        "first byte",
+    ):
+        table.add_column(column, justify="right")
+    for column in ("req/s", "failed", "CPU ms a request"):
         table.add_column(column, justify="right")
     for pair in told["pairs"]:
-        for way in ("direct", "gateway"):
-            row = pair[way]
-            cpu = pair["cpu_ms_per_request"] if way == "gateway" else {}
-            names = ("p50_ms", "p50_best_round_ms", "p99_ms", "first_byte_p50_ms")
-            figures = [f"{row[k]:.2f}" for k in names]
-            spent = [f"{cpu[name]:.3f}" if name in cpu else "" for name in ("envoy", "picker")]
-            counts = f"{row['requests_s']:,.0f}", f"{row['failed']:.0f}"
-            kind = "streams" if pair["stream"] else "plain"
-            table.add_row(kind, str(pair["connections"]), way, *figures, *counts, *spent)
-        added = (f"{v:+.2f}" for v in pair["added"].values())
-        table.add_row("", "", "added", *added, end_section=True)
+        kind = "streams" if pair["stream"] else "plain"
+        for way, row in pair["ways"].items():
+            added = row["added"]
+            gained = (
+                f"{added[k]:+.2f}" for k in ("p50_ms", "p50_best_round_ms", "first_byte_p50_ms")
+            )
+            cpu = " + ".join(f"{ms:.2f} {of}" for of, ms in row["cpu_ms_per_request"].items())
+            table.add_row(
+                kind, str(pair["connections"]), way, f"{row['p50_ms']:.2f}", f"{row['p99_ms']:.2f}",
+                *gained, f"{row['requests_s']:,.0f}", f"{row['failed']:.0f}", cpu,
+            )  # fmt: skip
+        table.add_section()
     console.print(table)
-    streams = [pair["cpu_ms_per_request"] for pair in told["pairs"] if pair["stream"]]
-    per_chunk = ", ".join(f"{1e3 * sum(cpu.values()) / CHUNKS:.0f}" for cpu in streams)
+    for pair in told["pairs"]:
+        if pair["stream"]:
+            per_chunk = (
+                f"{way} {1e3 * sum(row['cpu_ms_per_request'].values()) / CHUNKS:.0f} us"
+                for way, row in pair["ways"].items()
+                if way != "direct"
+            )
+            console.print(
+                f"CPU per streamed chunk at {pair['connections']}: {', '.join(per_chunk)}."
+            )
     console.print(
-        f"CPU per streamed chunk: {per_chunk} us. "
         f"An idle connection holds {told['bytes_per_idle_connection'] / 1024:.0f} KiB in Envoy."
     )
     killed = told["picker_killed"]
@@ -169,10 +242,21 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=2.0)
     parser.add_argument(
+        "--beside",
+        action="append",
+        default=[],
+        metavar="NAME=VENV",
+        help=f"measure another router, too: {', '.join(COMMANDS)}",
+    )
+    parser.add_argument("--lua", action="store_true", help="measure an Envoy that decides, too")
+    parser.add_argument(
         "--json", metavar="FILE", help="write the figures here; - for standard output"
     )
     chosen = parser.parse_args()
-    told = uvloop.run(measure(chosen.rounds, chosen.seconds))
+    beside = [(name, Path(venv)) for name, _, venv in (b.partition("=") for b in chosen.beside)]
+    if unknown := {name for name, _ in beside} - set(COMMANDS):
+        raise SystemExit(f"--beside knows {', '.join(COMMANDS)}, not {', '.join(unknown)}.")
+    told = uvloop.run(measure(chosen.rounds, chosen.seconds, beside, chosen.lua))
     if chosen.json == "-":
         print(json.dumps(told, indent=2))
         return
