@@ -3,6 +3,7 @@
 import asyncio
 import ctypes
 import os
+import shutil
 import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -13,7 +14,8 @@ FIRST_BACKOFF_S, LONGEST_BACKOFF_S = 0.2, 10.0
 """Wait before a restart: doubled after each early death, reset once it has lived for a while."""
 LIVED_S = 20.0
 LOG_BYTES = 4 << 20
-"""A log longer than this is set aside as `.1` when its process starts."""
+"""A log longer than this is set aside as `.1`."""
+LOG_LOOK_S = 20.0
 _PR_SET_PDEATHSIG = 1
 
 
@@ -45,6 +47,7 @@ class Child:
         self._on_exit = on_exit
         self._process: asyncio.subprocess.Process | None = None
         self._keeper: asyncio.Task[None] | None = None
+        self._log_bound: asyncio.Task[None] | None = None
         self._stopping = False
 
     @property
@@ -58,12 +61,14 @@ class Child:
         self._stopping = False
         await self._spawn()
         self._keeper = asyncio.create_task(self._keep(), name=f"keep {self.name}")
+        self._log_bound = asyncio.create_task(self._bound_log(), name=f"log of {self.name}")
 
     async def stop(self, grace_s: float) -> None:
         """Send SIGTERM, wait, and kill what is left."""
         self._stopping = True
-        if self._keeper:
-            self._keeper.cancel()
+        for task in (self._keeper, self._log_bound):
+            if task:
+                task.cancel()
         process = self._process
         if process is None or process.returncode is not None:
             return
@@ -84,8 +89,6 @@ class Child:
         return "\n".join(text.strip().splitlines()[-lines:])
 
     async def _spawn(self) -> None:
-        if self._log.exists() and self._log.stat().st_size > LOG_BYTES:
-            self._log.replace(self._log.with_suffix(self._log.suffix + ".1"))
         with self._log.open("ab") as log:
             self._process = await asyncio.create_subprocess_exec(
                 *self._argv,
@@ -114,6 +117,15 @@ class Child:
             backoff_s = min(backoff_s * 2, LONGEST_BACKOFF_S)
             self.restarts += 1
             await self._spawn()
+
+    async def _bound_log(self) -> None:
+        """Set a long log aside while its process writes on: it appends, so the file can be emptied under it."""
+        while True:
+            with suppress(OSError):  # a full disk, say: the next look may do better
+                if self._log.stat().st_size > LOG_BYTES:
+                    shutil.copyfile(self._log, self._log.with_suffix(self._log.suffix + ".1"))
+                    os.truncate(self._log, 0)
+            await asyncio.sleep(LOG_LOOK_S)
 
 
 def _kill_group(leader: int) -> None:
