@@ -1,8 +1,9 @@
+import gc
 from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
-from test_state import flight, make
+from test_state import Clock, flight, make
 
 from autopoiesis.gateway.access_log import Ending
 from autopoiesis.gateway.flight import Flight
@@ -141,3 +142,34 @@ def test_a_replica_with_nothing_to_do_has_done_what_it_was_sent(
     assert ledger.reconcile("elsewhere", old.dispatched_s + 1.0) == 0
     assert ledger.reconcile("r0", old.dispatched_s + 1.0) == 1
     assert (state.membership.in_flight("r0"), len(ledger)) == (0, 0)
+
+
+def test_thousands_of_requests_leave_nothing_behind():
+    """The soak in short: what is kept of requests that ended does not grow with their number."""
+    clock = Clock()
+    state = make(2, clock)
+    ledger = Ledger(state, lambda _: None)
+    statuses = (Status.COMPLETED, Status.ABORTED, Status.FAILED, Status.REJECTED)
+
+    def some(first: int, count: int) -> int:
+        for number in range(first, first + count):
+            one = flight(number, stream=number % 2 == 0)
+            state.decide(one)
+            ledger.open(one)
+            key = str(number) if number % 5 else ""  # now and then Envoy did not wait for it
+            status = statuses[number % 4]
+            ending = replace(ENDING, key=key, request_id=str(number), status=status)
+            if number % 3 == 0:
+                state.accounts.first_token(one, number % 2)
+            ledger.close(ending)
+            clock.now_s += 0.01
+            if number % 25 == 0:
+                state.accounts.assume_first_tokens()
+                state.accounts.pace.judge(ledger.flights())
+        gc.collect()
+        return len(gc.get_objects())
+
+    before = some(0, 3000)
+    assert some(3000, 3000) - before < 100
+    assert (len(ledger), len(state.held)) == (0, 0)
+    assert [state.membership.in_flight(f"r{i}") for i in range(2)] == [0, 0]
