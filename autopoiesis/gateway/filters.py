@@ -16,6 +16,8 @@ from autopoiesis.gateway.settings import (
     DECISION_NAMESPACE,
     ENDPOINT_NAMESPACE,
     LONGEST_HOLD_S,
+    PATIENCE_HEADER,
+    PATIENCE_KEY,
     SESSION_HEADER,
     USAGE_NAMESPACE,
     DataPlaneSettings,
@@ -54,7 +56,6 @@ def filters(settings: DataPlaneSettings, fleets: Sequence[Fleet]) -> list[Config
             max_message_timeout=seconds(LONGEST_HOLD_S),
             request_attributes=list(ATTRIBUTES_OF_REQUEST),
             response_attributes=list(ATTRIBUTES_OF_ANSWER),
-            mutation_rules={"allow_envoy": True},
             metadata_options={
                 "receiving_namespaces": {"untyped": [ENDPOINT_NAMESPACE, DECISION_NAMESPACE]}
             },
@@ -71,6 +72,7 @@ def filters(settings: DataPlaneSettings, fleets: Sequence[Fleet]) -> list[Config
             "extensions.filters.http.buffer.v3.Buffer",
             max_request_bytes=settings.max_body_bytes,
         ),
+        _patience(),
         typed(
             READ_JSON,
             "extensions.filters.http.json_to_metadata.v3.JsonToMetadata",
@@ -96,6 +98,21 @@ def filters(settings: DataPlaneSettings, fleets: Sequence[Fleet]) -> list[Config
             suppress_envoy_headers=True,
         ),
     ]
+
+
+def _patience() -> Config:
+    """Tell the router what the picker decided; what is no number, it ignores."""
+    value = f"%DYNAMIC_METADATA({DECISION_NAMESPACE}:{PATIENCE_KEY})%"
+    header = {"header": {"key": PATIENCE_HEADER, "value": value}}
+    return typed(
+        "patience",
+        "extensions.filters.http.header_mutation.v3.HeaderMutation",
+        mutations={
+            "request_mutations": [
+                {"append": {**header, "append_action": "OVERWRITE_IF_EXISTS_OR_ADD"}}
+            ]
+        },
+    )
 
 
 def _usage_rule(key: str, path: tuple[str, ...]) -> Config:

@@ -20,7 +20,7 @@ from autopoiesis.gateway.settings import (
     DECISION_NAMESPACE,
     ENDPOINT_KEY,
     ENDPOINT_NAMESPACE,
-    PATIENCE_HEADER,
+    PATIENCE_KEY,
 )
 
 Message = Any
@@ -79,16 +79,14 @@ def choice(flight: Flight, addresses: tuple[str, ...], patience_s: int | None = 
     decision["window"].number_value = flight.window
     decision["shard"].number_value = flight.shard
     # Messages written one behind the other are read as one, their maps joined.
-    return _destination(addresses, patience_s) + answer.SerializeToString()
+    if patience_s is not None:
+        decision[PATIENCE_KEY].string_value = str(1000 * patience_s)
+    return _destination(addresses) + answer.SerializeToString()
 
 
 @lru_cache(maxsize=4096)
-def _destination(addresses: tuple[str, ...], patience_s: int | None) -> bytes:
-    body = ext_proc.BodyResponse()
-    if patience_s is not None:
-        header = _header(PATIENCE_HEADER, str(1000 * patience_s))
-        body.response.header_mutation.set_headers.append(header)
-    answer = ext_proc.ProcessingResponse(request_body=body)
+def _destination(addresses: tuple[str, ...]) -> bytes:
+    answer = ext_proc.ProcessingResponse(request_body=ext_proc.BodyResponse())
     if addresses:
         lb = answer.dynamic_metadata.fields[ENDPOINT_NAMESPACE].struct_value
         lb.fields[ENDPOINT_KEY].string_value = ",".join(addresses)

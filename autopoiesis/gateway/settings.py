@@ -18,8 +18,8 @@ SESSION_HEADER = "x-session-id"
 """Header of requests: requests with the same value belong together."""
 CLIENT_HEADER = "x-autopoiesis-client"
 """Header that Envoy puts on a request: the name of the key with which it came."""
-PATIENCE_HEADER = "x-envoy-upstream-rq-per-try-timeout-ms"
-"""Header that the picker puts on a request, and Envoy takes off: when to ask a second replica, too."""
+PATIENCE_KEY, PATIENCE_HEADER = "patience_ms", "x-envoy-upstream-rq-per-try-timeout-ms"
+"""Where the picker says when to ask a second replica, too, and the header by which Envoy's router is told."""
 RESERVED_PREFIXES = ("x-gateway-", "x-autopoiesis-", "x-envoy-")
 """Headers that steer the data plane; taken off every request of a client."""
 
