@@ -52,7 +52,8 @@ class Fleet(NamedTuple):
     def is_asked_for(self) -> Config:
         """Match what was read out of a request's body."""
         names = [{"string_match": {"exact": model}} for model in self.models]
-        return {**_MODEL, "value": {"or_match": {"value_matchers": names}}}
+        value = {"or_match": {"value_matchers": names}} if len(names) > 1 else names[0]
+        return {**_MODEL, "value": value}
 
 
 _MODEL: Config = {"filter": REQUEST_NAMESPACE, "path": [{"key": MODEL_KEY}]}

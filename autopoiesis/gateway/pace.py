@@ -167,7 +167,7 @@ class Pace:
             for r, found in recent.items()
         }
 
-    def _waiting(self, under_way: Iterable[Flight]) -> dict[int, Paces]:
+    def _waiting(self, under_way: Iterable[Flight]) -> Mapping[int, Paces]:
         """Return the least that the paces of unanswered requests can still become."""
         now_s = self._clock()
         waiting: dict[int, list[tuple[float, float]]] = {}

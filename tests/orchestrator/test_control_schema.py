@@ -5,9 +5,12 @@ from collections.abc import Iterator
 import pytest
 import schemathesis
 from controller_process import Controlled, controlled
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, given, settings
 from schemathesis import Case
 from schemathesis.specs.openapi import checks
+
+from autopoiesis.orchestrator.control_contract import ROUTES
+from autopoiesis.orchestrator.control_openapi import openapi
 
 NEVER_ENDS = "/live"
 WANTED = (
@@ -23,25 +26,31 @@ def control(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Controlled]:
         yield running
 
 
-@pytest.fixture(scope="module")
-def described(control: Controlled) -> schemathesis.BaseSchema:
-    url = f"{control.settings.control_url}/openapi.json"
-    return schemathesis.openapi.from_url(url).exclude(path=NEVER_ENDS)
+OPERATIONS = {
+    f"{one.method} {one.path}": one
+    for one in (
+        found.ok() for found in schemathesis.openapi.from_dict(openapi(ROUTES)).get_all_operations()
+    )
+    if one.path != NEVER_ENDS
+}
 
 
-api = schemathesis.pytest.from_fixture("described")
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_whatever_is_sent_the_answer_is_as_described(name: str, control: Controlled):
+    operation = OPERATIONS[name]
 
+    @settings(
+        max_examples=15,
+        deadline=None,
+        derandomize=True,
+        database=None,
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(case=operation.as_strategy())
+    def sent(case: Case) -> None:
+        response = case.call(base_url=control.settings.control_url, headers=control.bearer())
+        unready = operation.path == "/ready" and response.status_code == 503
+        assert response.status_code < 500 or unready, response.text
+        case.validate_response(response, checks=list(WANTED))
 
-@api.parametrize()
-@settings(
-    max_examples=12,
-    deadline=None,
-    derandomize=True,
-    database=None,
-    suppress_health_check=list(HealthCheck),
-)
-def test_whatever_is_sent_the_answer_is_as_described(case: Case, control: Controlled):
-    response = case.call(base_url=control.settings.control_url, headers=control.bearer())
-    unready = case.operation.path == "/ready" and response.status_code == 503
-    assert response.status_code < 500 or unready, response.text
-    case.validate_response(response, checks=list(WANTED))
+    sent()
