@@ -125,8 +125,14 @@ class Models:
         self.settings = settings
         self.models = of_each(settings)
         self.supervisors = [
-            Supervisor(m.settings, _named(m.name, say), _named(m.name, detail), has_envoy=False)
-            for m in self.models
+            Supervisor(
+                model.settings,
+                _named(model.name, say),
+                _named(model.name, detail),
+                has_envoy=False,
+                simulated_model=model.fleet.models[0],
+            )
+            for model in self.models
         ]
         self._say, self._detail = say, detail
         self._run_dir = settings.run_dir.resolve()

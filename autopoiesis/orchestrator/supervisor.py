@@ -61,13 +61,15 @@ class Supervisor:
         say: Say,
         detail: Say = lambda _line: None,
         has_envoy: bool = True,
+        simulated_model: str | None = None,
     ) -> None:
         """Prepare; `say` is told one line for everything an operator should know, `detail` the rest.
 
-        Without an Envoy of its own it is behind somebody else's.
+        Without an Envoy of its own it is behind somebody else's. Simulated replicas serve `simulated_model`.
         """
         self.settings = settings
         self._has_envoy = has_envoy
+        self._model = ["--model", simulated_model] if simulated_model else []
         self.members: tuple[Member, ...] = ()
         self.say = say
         self._detail = detail
@@ -192,7 +194,8 @@ class Supervisor:
         for member in self.members:
             if member.kind == "simulated":
                 command = simulated_command(member)
-                await self._start(member.name, command.argv, command.environment)
+                argv = [*command.argv, *self._model]
+                await self._start(member.name, argv, command.environment)
         module = [sys.executable, "-m"]
         await self._start(
             "picker", [*module, "autopoiesis.gateway.picker", "--run-dir", str(run_dir)]
