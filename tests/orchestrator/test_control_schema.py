@@ -12,7 +12,8 @@ from schemathesis.specs.openapi import checks
 from autopoiesis.orchestrator.control_contract import ROUTES
 from autopoiesis.orchestrator.control_openapi import openapi
 
-NEVER_ENDS = "/live"
+LEFT_OUT = ("/live", "/syntheses")
+"""The first never ends; to draw the account of a whole cycle takes minutes (`test_control.py` has some)."""
 WANTED = (
     checks.content_type_conformance,
     checks.response_schema_conformance,
@@ -31,7 +32,7 @@ OPERATIONS = {
     for one in (
         found.ok() for found in schemathesis.openapi.from_dict(openapi(ROUTES)).get_all_operations()
     )
-    if one.path != NEVER_ENDS
+    if one.path not in LEFT_OUT
 }
 
 
@@ -40,7 +41,7 @@ def test_whatever_is_sent_the_answer_is_as_described(name: str, control: Control
     operation = OPERATIONS[name]
 
     @settings(
-        max_examples=15,
+        max_examples=5,
         deadline=None,
         derandomize=True,
         database=None,
