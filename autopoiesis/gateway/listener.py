@@ -123,7 +123,6 @@ def _without_reserved_headers() -> Config:
 
 def _access_log(settings: DataPlaneSettings, fleet: Fleet) -> Config:
     """Tell a fleet's picker of the requests for its models."""
-    mine = {"metadata_filter": {"matcher": fleet.is_asked_for, "match_if_key_not_found": False}}
     log = typed(
         "envoy.access_loggers.http_grpc",
         "extensions.access_loggers.grpc.v3.HttpGrpcAccessLogConfig",
@@ -134,7 +133,10 @@ def _access_log(settings: DataPlaneSettings, fleet: Fleet) -> Config:
             "grpc_service": {"envoy_grpc": {"cluster_name": fleet.picker}},
         },
     )
-    return {**log, "filter": mine} if fleet.models else log
+    if not fleet.models:
+        return log
+    mine = {"metadata_filter": {"matcher": fleet.is_asked_for, "match_if_key_not_found": False}}
+    return {**log, "filter": mine}
 
 
 def _local_replies(settings: DataPlaneSettings, fleets: Sequence[Fleet]) -> Config:
