@@ -34,7 +34,7 @@ from serve_stack import Serving, serving
 from soak import soak
 
 DISK_BYTES = 96 << 20
-SETTLE_S = 2.0
+SETTLE_S, RECORD_S = 2.0, 60.0
 MISSING = (
     "select count(*) from range((select min(window_id) from windows)::bigint, "
     "(select max(window_id) from windows)::bigint) as r(w) "
@@ -177,8 +177,8 @@ async def under_load(name: str, act: Fault, scene: Scene, clients: int, seconds:
     both, end_s = (plain, streams), began_s + seconds
     answered = sum(len(load.latencies_s) for load in both)
     await asyncio.sleep(5.0)  # until the last windows are settled
+    recorded = await until_recorded(instance, answered)
     (missing,), *_ = await instance.until_asked(MISSING)
-    (recorded,), *_ = await instance.until_asked("select count(*) from requests")
     counts = f"{missing} windows missing, {recorded:,} requests recorded"
     return Outcome(
         fault=name,
@@ -190,6 +190,16 @@ async def under_load(name: str, act: Fault, scene: Scene, clients: int, seconds:
         note="; ".join(filter(None, (counts, scene.note))),
         why_lost=sorted({why for load in both for why in load.lost})[:4],
     )
+
+
+async def until_recorded(instance: Serving, answered: int) -> int:
+    """Return how many requests are recorded once all are, or after a minute."""
+    deadline_s = time.monotonic() + RECORD_S
+    while True:
+        (recorded,), *_ = await instance.until_asked("select count(*) from requests")
+        if recorded >= answered or time.monotonic() > deadline_s:
+            return recorded
+        await asyncio.sleep(1.0)
 
 
 def main() -> None:
