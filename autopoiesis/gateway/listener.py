@@ -12,6 +12,7 @@ from autopoiesis.gateway.errors import (
 )
 from autopoiesis.gateway.filters import filters
 from autopoiesis.gateway.keys import ApiKey
+from autopoiesis.gateway.load_report import TOLD_HEADER
 from autopoiesis.gateway.resource import PICKER, Config, seconds, type_url, typed, watched
 from autopoiesis.gateway.routes import routes
 from autopoiesis.gateway.settings import RESERVED_PREFIXES, DataPlaneSettings, RunDir
@@ -129,6 +130,7 @@ def _access_log(settings: DataPlaneSettings) -> Config:
             "buffer_flush_interval": seconds(settings.log_interval_s),
             "grpc_service": {"envoy_grpc": {"cluster_name": PICKER}},
         },
+        additional_response_headers_to_log=[TOLD_HEADER],
     )
 
 

@@ -2,6 +2,7 @@
 
 from http import HTTPStatus
 
+from autopoiesis.gateway.load_report import ASK_HEADER, ASK_VALUE
 from autopoiesis.gateway.resource import (
     BODY_LIMIT,
     EXT_PROC,
@@ -54,6 +55,7 @@ def routes(settings: DataPlaneSettings) -> Config:
                 "domains": ["*"],
                 "routes": [_too_large(settings), *counted, other, *passed, unknown],
                 "retry_policy": _retries(settings),
+                "request_headers_to_add": [_header(ASK_HEADER, ASK_VALUE)],
                 "response_headers_to_add": [
                     _header(ARM_HEADER, f"%DYNAMIC_METADATA({DECISION_NAMESPACE}:arm)%"),
                     _header(REPLICA_HEADER, f"%UPSTREAM_METADATA({REPLICA_NAMESPACE}:name)%"),

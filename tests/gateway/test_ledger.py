@@ -141,3 +141,16 @@ def test_a_replica_with_nothing_to_do_has_done_what_it_was_sent(
     assert ledger.reconcile("elsewhere", old.dispatched_s + 1.0) == 0
     assert ledger.reconcile("r0", old.dispatched_s + 1.0) == 1
     assert (state.membership.in_flight("r0"), len(ledger)) == (0, 0)
+
+
+def test_a_tokenizer_s_word_counts_until_answers_tell_better(
+    send: Callable[..., Flight], ledger: Ledger
+):
+    ledger.start_from(3.1)
+    assert ledger.chars_per_token == 3.1
+    send()
+    ledger.close(replace(ENDING, input_tokens=100))
+    learned = ledger.chars_per_token
+    assert learned > 3.1
+    ledger.start_from(2.0)
+    assert ledger.chars_per_token == learned
