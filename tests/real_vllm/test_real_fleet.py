@@ -10,7 +10,7 @@ import psutil
 import pytest
 from gateway_process import post, run, wait_until
 
-pytestmark = [pytest.mark.vllm, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.vllm, pytest.mark.timeout(1200)]
 
 MESSAGES = [{"role": "user", "content": "Tell me of the sea, and of the ships on it."}]
 ASKED = {"model": "tiny", "messages": MESSAGES, "temperature": 0, "max_tokens": 24}
@@ -156,10 +156,14 @@ def test_urgent_requests_go_first(fleet):
     order = []
 
     def ask(name, priority):
-        with openai.OpenAI(base_url=f"{fleet.url}/v1", api_key="-", timeout=300) as client:
-            client.chat.completions.create(
-                **ASKED | {"max_tokens": 100}, extra_body={"ignore_eos": True, "priority": priority}
-            )
+        body = ASKED | {"max_tokens": 250, "ignore_eos": True, "priority": priority}
+        asked = urllib.request.Request(
+            f"{fleet.url}/v1/chat/completions",
+            json.dumps(body).encode(),
+            {"Content-Type": "application/json"},
+        )
+        with urllib.request.urlopen(asked, timeout=600) as answer:
+            answer.read()
         order.append(name)
 
     try:
@@ -170,7 +174,7 @@ def test_urgent_requests_go_first(fleet):
         urgent = threading.Thread(target=ask, args=("urgent", -5))
         urgent.start()
         for thread in [*crowd, urgent]:
-            thread.join(300)
+            thread.join(600)
     finally:
         run("control", "release", cwd=fleet.folder)
     assert order.index("urgent") < 60
@@ -204,7 +208,7 @@ def rows(fleet, query):
 def test_replicas_restart_with_other_limits_one_after_the_other_and_no_request_fails(fleet):
     loads = under_load(fleet, 3)
     code, _, errors = run(
-        "control", "restart", "--max-num-seqs", "8", cwd=fleet.folder, timeout=400
+        "control", "restart", "--max-num-seqs", "8", cwd=fleet.folder, timeout=800
     )
     whole, cut, refused = ended(loads)
 
@@ -225,11 +229,11 @@ def test_replicas_restart_with_other_limits_one_after_the_other_and_no_request_f
 
 def test_limits_with_which_vllm_does_not_start_are_taken_back(fleet):
     limits = ("--max-num-batched-tokens", "4")  # below max_num_seqs
-    code, _, errors = run("control", "restart", "replica-0", *limits, cwd=fleet.folder, timeout=400)
+    code, _, errors = run("control", "restart", "replica-0", *limits, cwd=fleet.folder, timeout=800)
 
     assert 1 == code
     assert "max_num_batched_tokens" in errors
-    wait_until(lambda: told(fleet)["replica-0"]["standing"] == "ready", 200)
+    wait_until(lambda: told(fleet)["replica-0"]["standing"] == "ready", 600)
     assert 8 == told(fleet)["replica-0"]["max_num_seqs"]
     assert 4 != told(fleet)["replica-0"]["max_num_batched_tokens"]
 
