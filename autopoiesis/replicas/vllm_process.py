@@ -94,12 +94,13 @@ _CAUSES: tuple[tuple[str, str], ...] = (
         r"driver (?:version )?(?:on your system )?is (?:too old|insufficient)",
         "the NVIDIA driver is too old for this vLLM",
     ),
+    (r"Value error, (?P<what>[^\n\[]{1,300})", "{what}"),
     (r"ValueError: (?P<what>[^\n]{1,300})", "{what}"),
     (r"(?:RuntimeError|OSError|ImportError|AssertionError): (?P<what>[^\n]{1,300})", "{what}"),
 )
 """What a failed start's log holds, and what it means; the first that matches counts."""
 _AFTERMATH = re.compile(
-    r"Engine core initialization failed|See root cause above|WorkerProc initialization failed"
+    r"could cause fd limit errors|Engine core initialization failed|See root cause above|WorkerProc initialization failed"
 )
 
 

@@ -82,6 +82,17 @@ def test_on_cores_only_one_rank_is_possible():
         berths.take("r1", 2)
 
 
+def test_a_warning_is_no_cause_and_what_a_limit_must_be_is():
+    log = (
+        "WARNING Found ulimit of 1024. This could cause fd limit errors like `OSError: [Errno 24] Too many open "
+        "files`. Consider increasing with ulimit -n\n"
+        "pydantic_core.ValidationError: 1 validation error for SchedulerConfig\n"
+        "  Value error, max_num_batched_tokens (4) must be at least max_num_seqs (8). [type=value_error]\n"
+    )
+    cause = Vllm("m").why_it_failed(log)
+    assert cause == "max_num_batched_tokens (4) must be at least max_num_seqs (8)."
+
+
 @pytest.mark.parametrize(
     ("version", "old"),
     [
