@@ -100,7 +100,8 @@ _CAUSES: tuple[tuple[str, str], ...] = (
 )
 """What a failed start's log holds, and what it means; the first that matches counts."""
 _AFTERMATH = re.compile(
-    r"could cause fd limit errors|Engine core initialization failed|See root cause above|WorkerProc initialization failed"
+    r"could cause fd limit errors|See root cause above|"
+    r"Engine core initialization failed|WorkerProc initialization failed"
 )
 
 
