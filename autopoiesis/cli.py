@@ -10,12 +10,13 @@ import typer
 from autopoiesis import __version__
 from autopoiesis.cli_arms import arms_app
 from autopoiesis.cli_bench import bench
-from autopoiesis.cli_control import control_app
+from autopoiesis.cli_fleet import control_app
 from autopoiesis.cli_options import (
     FAILED,
     WRONG_USAGE,
     Config,
     DataDir,
+    FleetFile,
     Json,
     Profiles,
     Quiet,
@@ -79,9 +80,11 @@ def serve(
         typer.Option(
             "--replica",
             metavar="URL",
-            help="An OpenAI-compatible server to put behind the gateway; repeatable.",
+            help="An OpenAI-compatible server to put behind the gateway, or dns://HOST:PORT for all "
+            "addresses of a name; repeatable.",
         ),
     ] = None,
+    fleet_file: FleetFile = None,
     simulate: Annotated[
         int | None,
         typer.Option(
@@ -154,7 +157,7 @@ def serve(
     """Serve until stopped (or for --for seconds): Envoy, the picker, the controller and the replicas."""
     from autopoiesis.orchestrator.serve import serve as run
 
-    if sum([bool(replica), simulate is not None, bool(vllm)]) > 1:
+    if sum([bool(replica or fleet_file), simulate is not None, bool(vllm)]) > 1:
         stop_with(WRONG_USAGE, "Give one of --replica, --simulate and --vllm.")
     if (vllm_arguments or replicas) and not vllm:
         stop_with(WRONG_USAGE, "--replicas and what follows -- are for vLLM; give --vllm MODEL.")
@@ -163,7 +166,7 @@ def serve(
 
     def settings() -> Any:
         return read_settings(
-            config, replica=replica, simulate=simulate, vllm=vllm, replicas=replicas,
+            config, replica=replica, fleet_file=fleet_file, simulate=simulate, vllm=vllm, replicas=replicas,
             vllm_arguments=vllm_arguments, vllm_python=vllm_python, profile=profile, host=host, port=port,
             control_host=control_host, control_port=control_port, synthesizer=synthesizer, window_s=window,
             slo_ttft_s=slo_ttft, slo_tpot_s=slo_tpot, for_s=for_s, data_dir=data_dir, seed=seed,

@@ -44,6 +44,13 @@ Profiles = Annotated[
     typer.Option("--profile", help="Latency profile of the replicas; repeat for a mixed fleet."),
 ]
 
+FleetFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--fleet-file",
+        help="File with a server's URL per line, read again every few seconds.",
+    ),
+]
 Windows = Annotated[
     int | None, typer.Option("--windows", min=1, help="Use the last N windows. [default: all]")
 ]

@@ -6,6 +6,7 @@ from typing import Any
 
 from autopoiesis.gateway import protocol
 from autopoiesis.gateway.calls import Call
+from autopoiesis.gateway.load_report import TOLD_HEADER, LoadReport, read_load
 from autopoiesis.gateway.protocol import Message
 from autopoiesis.gateway.settings import (
     DECISION_NAMESPACE,
@@ -50,6 +51,8 @@ class Ending:
     body_bytes: int
     input_tokens: int | None
     output_tokens: int | None
+    load: LoadReport | None = None
+    """What the replica said of its load when it answered."""
 
 
 class AccessLog:
@@ -104,6 +107,9 @@ def read_entry(entry: Message) -> Ending | None:
         body_bytes=response.response_body_bytes,
         input_tokens=_count(usage, "prompt_tokens", "input_tokens", "stream_input_tokens"),
         output_tokens=_count(usage, "completion_tokens", "output_tokens", "stream_output_tokens"),
+        load=read_load(response.response_headers[TOLD_HEADER])
+        if TOLD_HEADER in response.response_headers
+        else None,
     )
 
 

@@ -42,6 +42,7 @@ class Ledger:
 
     def __init__(self, state: GatewayState, on_record: Callable[[RequestRecord], None]) -> None:
         self.chars_per_token = float(CHARS_PER_TOKEN)
+        self._has_learned = False
         self.bytes_per_token = 240.0
         """Of an answer's stream; about what one chat chunk of one token takes."""
         self._membership, self._accounts, self._clock = (
@@ -187,13 +188,23 @@ class Ledger:
             ending.body_bytes / (self.bytes_per_token if flight.stream else self.chars_per_token)
         )
 
+    def start_from(self, chars_per_token: float) -> None:
+        """Take a tokenizer's word for a sample, as long as no answer has told better."""
+        if not self._has_learned:
+            self._set_chars_per_token(chars_per_token)
+
+    def _set_chars_per_token(self, ratio: float) -> None:
+        self.chars_per_token = min(max(ratio, 0.5), 12.0)
+        self._membership.set_chars_per_token(self.chars_per_token)
+
     def _learn(self, flight: Flight, ending: Ending) -> None:
         if ending.status is not Status.COMPLETED:
             return
         if ending.input_tokens and flight.characters >= SHORTEST_TEACHING_CHARACTERS:
             ratio = min(max(flight.characters / ending.input_tokens, 0.5), 12.0)
-            self.chars_per_token += LEARNING_WEIGHT * (ratio - self.chars_per_token)
-            self._membership.set_chars_per_token(self.chars_per_token)
+            known = self.chars_per_token
+            self._has_learned = True
+            self._set_chars_per_token(known + LEARNING_WEIGHT * (ratio - known))
         if flight.stream and ending.output_tokens:
             ratio = ending.body_bytes / ending.output_tokens
             self.bytes_per_token += LEARNING_WEIGHT * (ratio - self.bytes_per_token)

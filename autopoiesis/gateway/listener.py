@@ -12,6 +12,7 @@ from autopoiesis.gateway.errors import (
 )
 from autopoiesis.gateway.filters import filters
 from autopoiesis.gateway.keys import ApiKey
+from autopoiesis.gateway.load_report import TOLD_HEADER
 from autopoiesis.gateway.models import Fleet, model_errors
 from autopoiesis.gateway.resource import Config, seconds, type_url, typed, watched
 from autopoiesis.gateway.routes import routes
@@ -132,6 +133,7 @@ def _access_log(settings: DataPlaneSettings, fleet: Fleet) -> Config:
             "buffer_flush_interval": seconds(settings.log_interval_s),
             "grpc_service": {"envoy_grpc": {"cluster_name": fleet.picker}},
         },
+        additional_response_headers_to_log=[TOLD_HEADER],
     )
     if not fleet.models:
         return log

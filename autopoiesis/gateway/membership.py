@@ -11,6 +11,7 @@ from autopoiesis.arms import fleet
 from autopoiesis.arms.fleet import FleetState
 from autopoiesis.arms.objective import Objective
 from autopoiesis.arms.prefix import BLOCK_TOKENS, CHARS_PER_TOKEN
+from autopoiesis.gateway.load_report import LoadReport
 
 MOST_REPLICAS = 256
 PREFIX_SLOTS = 4096
@@ -88,6 +89,14 @@ class Membership:
         """Take over what a replica says of itself."""
         if name in self._index:
             fleet.report(self.fleet, self._index[name], running, waiting, kv_usage)
+
+    def report_load(self, replica: int, load: LoadReport) -> None:
+        """Take over what a replica (-1: none) says of its load in an answer."""
+        row = self.fleet.replica[replica] if replica >= 0 else None
+        if row is not None and load.waiting is not None:
+            row[fleet.WAITING] = load.waiting
+        if row is not None and load.kv_usage is not None:
+            row[fleet.KV_USAGE] = load.kv_usage
 
     def set_kv_tokens(self, name: str, tokens: int) -> None:
         """Bound what a replica's prefix index remembers by what its KV cache holds."""

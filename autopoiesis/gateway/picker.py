@@ -39,6 +39,7 @@ from autopoiesis.gateway.link import Allocate, LinkError, LinkServer, Outbox, de
 from autopoiesis.gateway.protocol import Message
 from autopoiesis.gateway.settings import LARGEST_BODY_BYTES, RunDir
 from autopoiesis.gateway.state import GatewayState
+from autopoiesis.gateway.tokenizer import chars_per_token
 from autopoiesis.gateway.warm import warm_up
 from autopoiesis.gateway.watch import ReplicaWatch
 from autopoiesis.replicas.fleet import FleetError, Member, read_fleet
@@ -71,8 +72,10 @@ class Picker:
         self.service = EndpointPicker(self.state, self.ledger, salt, least_patience_s)
         self.link = LinkServer(self.outbox, self.allocate)
         self.watch = ReplicaWatch(self.state.membership, self.ledger, self)
-        self._members: tuple[Member, ...] = ()
+        self._members: tuple[Member, ...] | None = None
+        """Who was in the fleet when its file was read last, None before."""
         self._log_streams = 0
+        self._asking: asyncio.Task[None] | None = None
 
     async def run(self, stop: asyncio.Event) -> None:
         """Serve until told to stop."""
@@ -91,7 +94,7 @@ class Picker:
             for work in (self.service.tick, self.link.run, self._watch_fleet, self._sweep)
         ]
         await stop.wait()
-        for task in tasks:
+        for task in (*tasks, *([self._asking] if self._asking else [])):
             task.cancel()
         self.watch.stop()
         await self.link.close()
@@ -116,17 +119,24 @@ class Picker:
     def read_fleet(self) -> None:
         """Take up who is in the fleet, and tell Envoy if that has changed."""
         try:
-            members = read_fleet(self.run_dir.fleet)
+            members = tuple(m for m in read_fleet(self.run_dir.fleet) if m.serves)
         except FleetError as error:
             self.fault("", f"the fleet cannot be read, it stays as it was: {error}")
             return
         if members == self._members:
             return
-        if self._members:
+        if self._members is not None:
             write_endpoints(self.run_dir, members)
         self._members = members
         self.state.set_members(members)
         self.watch.follow(members)
+        if members and self._asking is None:
+            self._asking = asyncio.create_task(self._ask_tokenizer(members[0].address))
+
+    async def _ask_tokenizer(self, address: str) -> None:
+        """Start counting tokens as the fleet's model does."""
+        if ratio := await chars_per_token(address):
+            self.ledger.start_from(ratio)
 
     def open_requests(self) -> tuple[OpenRequest, ...]:
         """Return what is in flight or held."""
@@ -201,6 +211,9 @@ class Picker:
         try:
             if ending := read_entry(entry):
                 self.ledger.close(ending)
+                if ending.load:
+                    replica = self.state.membership.at_address(ending.address)
+                    self.state.membership.report_load(replica, ending.load)
         except Exception:
             log.exception("An access-log entry could not be read")
             self.fault("", "an access-log entry could not be read")

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from http import HTTPStatus
 
+from autopoiesis.gateway.load_report import ASK_HEADER, ASK_VALUE
 from autopoiesis.gateway.models import Fleet, listing, routes_by_model
 from autopoiesis.gateway.resource import (
     BODY_LIMIT,
@@ -71,6 +72,7 @@ def routes(settings: DataPlaneSettings, fleets: Sequence[Fleet]) -> Config:
                 ],
                 "retry_policy": _retries(settings),
                 "hedge_policy": {"hedge_on_per_try_timeout": True},
+                "request_headers_to_add": [_header(ASK_HEADER, ASK_VALUE)],
                 "response_headers_to_add": [
                     _header(ARM_HEADER, f"%DYNAMIC_METADATA({DECISION_NAMESPACE}:arm)%"),
                     _header(REPLICA_HEADER, f"%UPSTREAM_METADATA({REPLICA_NAMESPACE}:name)%"),

@@ -147,9 +147,14 @@ class RunDir:
         return self.path / "fleet.json"
 
     @property
-    def switched_off(self) -> Path:
-        """Names of the replicas whose processes should not run."""
-        return self.path / "off.json"
+    def targets(self) -> Path:
+        """What each replica that runs here is to do."""
+        return self.path / "targets.json"
+
+    @property
+    def changes(self) -> Path:
+        """What was done to replicas, and what it took."""
+        return self.path / "changes.jsonl"
 
     @property
     def allocation(self) -> Path:

@@ -12,7 +12,7 @@ from autopoiesis.replicas.scrape import Health, Scrape, Scraper
 from autopoiesis.telemetry.records import ReplicaSample
 
 AWAY_AFTER = 3
-"""Polls in a row that must fail before a replica gets no more requests."""
+"""Polls in a row that must fail before a replica gets no more requests; one where nobody listens."""
 IDLE_S = 10.0
 """A replica that reports nothing to do has done what it was sent this long before."""
 
@@ -42,12 +42,13 @@ class ReplicaWatch:
         self._listener = listener
         self._addresses: dict[str, str] = {}
         self._polling: asyncio.Task[None] | None = None
+        self._told_missing: set[tuple[str, str]] = set()
 
     def follow(self, members: Sequence[Member]) -> None:
         """Watch these from now on."""
         self.stop()
         self._addresses = {m.name: m.address for m in members}
-        scraper = Scraper(self._addresses, self.polled)
+        scraper = Scraper(self._addresses, self.polled, told_missing=self._told_missing)
         self._polling = asyncio.create_task(keep_up(scraper.run, self._listener.fault))
 
     def stop(self) -> None:
@@ -63,7 +64,7 @@ class ReplicaWatch:
         # A server without /metrics is there all the same.
         down = (
             not health.healthy
-            and health.failures >= AWAY_AFTER
+            and (health.failures >= AWAY_AFTER or health.refused)
             and not health.error.startswith("/metrics answered")
         )
         if self._membership.set_healthy(name, not down):
@@ -90,9 +91,9 @@ class ReplicaWatch:
         )
 
     def _take(self, name: str, scrape: Scrape) -> None:
-        self._membership.report(
-            name, scrape.running or 0.0, scrape.waiting or 0.0, scrape.kv_usage or 0.0
-        )
+        # What a replica does not tell is not 0: of its load our own count is the next best.
+        running = self._membership.in_flight(name) if scrape.running is None else scrape.running
+        self._membership.report(name, running, scrape.waiting or 0.0, scrape.kv_usage or 0.0)
         if scrape.kv_blocks and scrape.block_size:
             self._membership.set_kv_tokens(name, scrape.kv_blocks * scrape.block_size)
         if scrape.running == scrape.waiting == 0.0:

@@ -39,6 +39,17 @@ class Slot:
     spec: ReplicaSpec
     kind: Kind
     standing: Standing
+    adapts: bool = False
+    """Whether a start can give it other limits."""
+    leaving: bool = False
+    """Whether it is about to be lost."""
+
+    def fits(self, kind: Kind) -> bool:
+        """Tell whether a replica of this kind can run here, now or after a start."""
+        other = self.kind._replace(
+            max_num_seqs=kind.max_num_seqs, max_num_batched_tokens=kind.max_num_batched_tokens
+        )
+        return self.kind == kind or (self.adapts and other == kind)
 
 
 class StepError(RuntimeError):
@@ -127,12 +138,15 @@ STANDS = {Action.START: (Standing.OFF,), Action.STOP: (Standing.LOST, Standing.R
 
 
 def slot_for(slots: Sequence[Slot], step: Step) -> Slot:
-    """Return the place on which a backend carries out a step: of its kind, the last one that fits.
+    """Return the place on which a backend carries out a step: the last one of its kind, else one that adapts.
 
     Raises StepError.
     """
+    starts = step.action is Action.START
     for standing in STANDS[step.action]:
-        fitting = [s for s in slots if s.kind == step.kind and s.standing is standing]
+        there = [s for s in slots if s.standing is standing]
+        fitting = [s for s in there if s.kind == step.kind]
+        fitting = fitting or [s for s in there if starts and s.fits(step.kind)]
         if fitting:
             return fitting[-1]
     kind = f"{step.kind.model} on {step.kind.tensor_parallel} x {step.kind.gpu}"

@@ -41,9 +41,8 @@ class Child:
         self.restarts = 0
         self.deaths = 0
         """How often it has ended without having been stopped."""
-        self._argv = list(argv)
-        self._log = log
-        self._environment = {**os.environ, **(environment or {})}
+        self.log = log
+        self.change(argv, environment)
         self._on_exit = on_exit
         self._process: asyncio.subprocess.Process | None = None
         self._keeper: asyncio.Task[None] | None = None
@@ -55,6 +54,11 @@ class Child:
         """Process id while it runs."""
         running = self._process is not None and self._process.returncode is None
         return self._process.pid if running and self._process else None
+
+    def change(self, argv: Sequence[str], environment: Mapping[str, str] | None = None) -> None:
+        """Run this from the next start on."""
+        self._argv = list(argv)
+        self._environment = {**os.environ, **(environment or {})}
 
     async def start(self) -> None:
         """Start the process, again after a `stop`, and keep it running; OSError if it cannot be started at all."""
@@ -83,13 +87,13 @@ class Child:
     def last_words(self, lines: int = 5) -> str:
         """Return the end of its log, to explain a failed start."""
         try:
-            text = self._log.read_text(errors="replace")
+            text = self.log.read_text(errors="replace")
         except OSError:
             return ""
         return "\n".join(text.strip().splitlines()[-lines:])
 
     async def _spawn(self) -> None:
-        with self._log.open("ab") as log:
+        with self.log.open("ab") as log:
             self._process = await asyncio.create_subprocess_exec(
                 *self._argv,
                 stdin=asyncio.subprocess.DEVNULL,
@@ -122,9 +126,9 @@ class Child:
         """Set a long log aside while its process writes on: it appends, so the file can be emptied under it."""
         while True:
             with suppress(OSError):  # a full disk, say: the next look may do better
-                if self._log.stat().st_size > LOG_BYTES:
-                    shutil.copyfile(self._log, self._log.with_suffix(self._log.suffix + ".1"))
-                    os.truncate(self._log, 0)
+                if self.log.stat().st_size > LOG_BYTES:
+                    shutil.copyfile(self.log, self.log.with_suffix(self.log.suffix + ".1"))
+                    os.truncate(self.log, 0)
             await asyncio.sleep(LOG_LOOK_S)
 
 

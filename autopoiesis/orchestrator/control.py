@@ -20,20 +20,22 @@ from autopoiesis.arms.language import PolicyError
 from autopoiesis.arms.registry import RegistryError, UnknownArmError
 from autopoiesis.orchestrator.catalogue import list_arms, show_arm, show_guard_rails
 from autopoiesis.orchestrator.control_access import Access
-from autopoiesis.orchestrator.control_contract import (
-    ROUTES,
+from autopoiesis.orchestrator.control_bodies import (
     CycleBody,
+    FleetOrderBody,
     NewArmBody,
     OrderBody,
-    Route,
     SaidBody,
 )
+from autopoiesis.orchestrator.control_contract import ROUTES, Route
 from autopoiesis.orchestrator.control_openapi import openapi
+from autopoiesis.orchestrator.fleet_orders import FleetCommand, FleetOrder
 from autopoiesis.orchestrator.governor import Command
 from autopoiesis.orchestrator.metrics import Metrics
 from autopoiesis.orchestrator.page_routes import Page
 from autopoiesis.orchestrator.rails import Order, OrderError
 from autopoiesis.orchestrator.registrar import NewArm, Said, Step
+from autopoiesis.replicas.limits import Limits
 from autopoiesis.synthesis.llm.fleet import Spare
 from autopoiesis.telemetry.endpoint import sql_routes
 from autopoiesis.telemetry.query import QueryError
@@ -76,6 +78,14 @@ class Desk(Protocol):
 
     def spare(self) -> Spare:
         """Return whether the fleet has time to spare."""
+        ...
+
+    def fleet(self) -> list[dict[str, Any]]:
+        """Return every replica with what it does and may do at once."""
+        ...
+
+    def order_of_fleet(self, command: FleetCommand, said: Said) -> tuple[str, ...]:
+        """Take an order for replicas; return whom it is for."""
         ...
 
     async def add_arm(self, new: NewArm, said: Said) -> tuple[Arm, bool]:
@@ -125,6 +135,17 @@ class _Handlers:
 
     async def spare(self, _request: web.Request) -> web.Response:
         return _json(asdict(self._desk.spare()))
+
+    async def fleet(self, _request: web.Request) -> web.Response:
+        return _json({"replicas": self._desk.fleet()})
+
+    async def order_of_fleet(self, request: web.Request) -> web.Response:
+        body = await _body(request, FleetOrderBody)
+        limits = Limits(body.max_num_seqs, body.max_num_batched_tokens, body.tensor_parallel)
+        order = FleetOrder(request.match_info["change"])
+        command = FleetCommand(order, body.replicas, limits)
+        names = self._desk.order_of_fleet(command, Said(body.by, body.why))
+        return _json({"replicas": names})
 
     async def list_arms(self, _request: web.Request) -> web.Response:
         return _json({"arms": await asyncio.to_thread(list_arms, self._store.query)})

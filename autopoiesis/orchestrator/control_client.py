@@ -16,15 +16,16 @@ class RefusedError(ValueError):
     """The instance refuses what was asked: one sentence."""
 
 
-def call(url: str, token: str, path: str, body: object) -> dict[str, Any]:
-    """POST JSON to the control API at `url` and return its answer. Path parts must be quoted.
+def call(url: str, token: str, path: str, body: object = None) -> dict[str, Any]:
+    """POST JSON to the control API at `url` (GET without a body) and return its answer. Path parts must be quoted.
 
     Raises:
         RefusedError: the call was wrong, or is not allowed.
         TelemetryError: no instance answers there, or it failed.
     """
     headers = {"Content-Type": "application/json", "Authorization": f"Bearer {token}"}
-    post = urllib.request.Request(url + path, orjson.dumps(body), headers)  # noqa: S310
+    data = None if body is None else orjson.dumps(body)
+    post = urllib.request.Request(url + path, data, headers)  # noqa: S310
     try:
         with urllib.request.urlopen(post, timeout=TIMEOUT_S) as response:  # noqa: S310
             return orjson.loads(response.read())

@@ -6,94 +6,18 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from autopoiesis.arms.arm import Kind, Origin, State
+from autopoiesis.orchestrator.capacity import Standing
+from autopoiesis.orchestrator.control_bodies import (
+    CycleBody,
+    FleetOrderBody,
+    NewArmBody,
+    OrderBody,
+    QueryBody,
+    SaidBody,
+)
+from autopoiesis.orchestrator.fleet_orders import FleetOrder
 from autopoiesis.orchestrator.rails import Order
 from autopoiesis.orchestrator.registrar import Step
-from autopoiesis.telemetry.endpoint import MOST_ROWS
-from autopoiesis.telemetry.query import MAX_CHARACTERS, MAX_ROWS
-from autopoiesis.telemetry.records import SynthesisRow
-
-ONE_LINE = r"^[^\x00-\x1f\x7f]*$"
-LONGEST_SOURCE = 65_536
-"""Characters of a policy that are looked at; the language itself allows far less."""
-
-
-LONGEST_EXCHANGE = 100_000
-"""Characters of a question to a language model, and of its answer."""
-
-
-class Body(BaseModel):
-    """What a call may send."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class SaidBody(Body):
-    """Who gives an order, and why."""
-
-    by: str = Field("", max_length=100, pattern=ONE_LINE, examples=["alice"])
-    why: str = Field("", max_length=1000, pattern=ONE_LINE, examples=["slower since the upgrade"])
-
-
-class NewArmBody(SaidBody):
-    """A policy, and what is known of it."""
-
-    source: str = Field(
-        max_length=LONGEST_SOURCE,
-        description="Its functions; slow ones may stand beside fast ones.",
-        examples=[
-            "def score(request, replica, fleet):\n    return replica.in_flight / replica.speed\n"
-        ],
-    )
-    slow: str = Field(
-        "", max_length=LONGEST_SOURCE, description="Its slow functions, if not in `source`."
-    )
-    name: str = Field("", max_length=100, pattern=ONE_LINE, examples=["mine"])
-    origin: Origin = Origin.FILES
-    created_at: float | None = Field(
-        None, ge=0.0, le=1e11, description="Unix time [s]; now if absent."
-    )
-    parents: tuple[str, ...] = Field((), max_length=64, examples=[("0123456789ab",)])
-    thought: str = Field("", max_length=LONGEST_SOURCE, description="What its author said of it.")
-    reason: str = Field("", max_length=1000, pattern=ONE_LINE, examples=["read from mine.py"])
-    prompt: str = Field("", max_length=LONGEST_EXCHANGE, description="What its author was asked.")
-    answer: str = Field("", max_length=LONGEST_EXCHANGE, description="What its author answered.")
-    canary: bool = Field(False, description="Give it traffic at once.")
-
-
-class CycleBody(SaidBody):
-    """A synthesis cycle that was run by hand, with the verdict on every candidate."""
-
-    cycle: SynthesisRow = Field(
-        examples=[
-            {
-                "started_s": 1.8e9,
-                "window": 12,
-                "trigger": "operator: asked by hand",
-                "synthesizer": "genetic",
-                "seconds": 20.0,
-                "cpu_seconds": 19.0,
-                "tokens": 0,
-                "cost_usd": 0.0,
-                "conclusion": "Nothing promoted.",
-            }
-        ]
-    )
-
-
-class OrderBody(SaidBody):
-    """An order, by whom and why."""
-
-    arm: str = Field(
-        "", max_length=200, pattern=ONE_LINE, description="Whom to allocate everything to."
-    )
-    on: bool = Field(True, description="Whether a dry run or human-only begins (true) or ends.")
-
-
-class QueryBody(BaseModel):
-    """One SELECT."""
-
-    query: str = Field(max_length=MAX_CHARACTERS, examples=["select * from arm_scores"])
-    max_rows: int = Field(MAX_ROWS, ge=1, le=MOST_ROWS)
 
 
 class Answer(BaseModel):
@@ -235,6 +159,33 @@ class GuardRailsAnswer(Answer):
     since: str | None
 
 
+class ReplicaAnswer(Answer):
+    """A replica: what it does now, and may do at once."""
+
+    replica: str
+    standing: str = Field(
+        description=f"{', '.join(Standing)}, or asleep.", examples=["ready", "draining"]
+    )
+    kind: Literal["simulated", "remote", "vllm"]
+    address: str
+    max_num_seqs: int
+    max_num_batched_tokens: int
+    ordered: str = Field(description="What it is still to do; empty for nothing.")
+    error: str = Field(description="Why its last change failed and was taken back; empty if not.")
+
+
+class FleetAnswer(Answer):
+    """All replicas."""
+
+    replicas: list[ReplicaAnswer]
+
+
+class FleetOrderAnswer(Answer):
+    """Whom an order is for, in the order of their turns."""
+
+    replicas: list[str]
+
+
 class CellAnswer(Answer):
     """A group of replicas with its arm."""
 
@@ -298,6 +249,7 @@ class Route:
 _ARM = ("arm", r"^[^/]+$")
 STEPS = "|".join(Step)
 ORDERS = "|".join(Order)
+FLEET_ORDERS = "|".join(FleetOrder)
 
 ROUTES = (
     Route("get", "/health", "health", "Does the process answer?", HealthAnswer, probe=True),
@@ -318,6 +270,9 @@ ROUTES = (
     Route("get", "/control", "guard_rails", "What an operator has ordered and is in force.", GuardRailsAnswer),
     Route("post", "/control/{order}", "obey", "Give an order.", GuardRailsAnswer, OrderBody, changes=True,
           parameters=(("order", f"^({ORDERS})$"),)),
+    Route("get", "/fleet", "fleet", "All replicas: what they do, and may do at once.", FleetAnswer),
+    Route("post", "/fleet/{change}", "order_of_fleet", "Stop, start, restart, put to sleep or wake replicas, one at a "
+          "time.", FleetOrderAnswer, FleetOrderBody, changes=True, parameters=(("change", f"^({FLEET_ORDERS})$"),)),
     Route("post", "/sql", "sql", "Ask the telemetry with one SELECT.", RowsAnswer, QueryBody),
     Route("get", "/metrics", "metrics", "Metrics for Prometheus; OpenMetrics if asked for.", None, media="text/plain"),
     Route("get", "/", "page", "The live page.", None, probe=True, media="text/html"),

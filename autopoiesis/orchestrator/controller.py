@@ -10,9 +10,8 @@ import asyncio
 import logging
 import signal
 import time
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,20 +26,21 @@ from autopoiesis.gateway.link import Allocate, Batch, PickerLink
 from autopoiesis.gateway.serving import MOST_FAULTS
 from autopoiesis.gateway.settings import RunDir
 from autopoiesis.orchestrator.catalogue import add_seeds
-from autopoiesis.orchestrator.clock import SLACK_S, Moment, set_between
+from autopoiesis.orchestrator.clock import Moment, set_between
 from autopoiesis.orchestrator.control import control_app
 from autopoiesis.orchestrator.control_access import Access, read_token
 from autopoiesis.orchestrator.desk import Desk
-from autopoiesis.orchestrator.fleet_watch import FleetWatch, specs_of
+from autopoiesis.orchestrator.fleet_watch import FleetWatch
 from autopoiesis.orchestrator.governor import Governor
 from autopoiesis.orchestrator.growing import Growing
 from autopoiesis.orchestrator.holding import same_cells
 from autopoiesis.orchestrator.housekeeping import keep_house
-from autopoiesis.orchestrator.live_capacity import SwitchFile
-from autopoiesis.orchestrator.live_plans import LivePlans
-from autopoiesis.orchestrator.loop import KEEP_WINDOWS, Settled, WindowLoop
+from autopoiesis.orchestrator.live_plans import live_plans
+from autopoiesis.orchestrator.loop import Settled, WindowLoop
 from autopoiesis.orchestrator.metrics import Metrics
 from autopoiesis.orchestrator.observation import Observation
+from autopoiesis.orchestrator.prefix_errors import prefix_errors
+from autopoiesis.orchestrator.recent import RecentRequests
 from autopoiesis.orchestrator.recorder import ClosedWindow, Recorder
 from autopoiesis.orchestrator.refit import Refits
 from autopoiesis.orchestrator.registrar import Registrar
@@ -53,7 +53,6 @@ from autopoiesis.telemetry.records import (
     EventRow,
     GuardRails,
     OpenRequest,
-    RequestRecord,
     SynthesisRow,
 )
 from autopoiesis.telemetry.store import Store, TelemetryError
@@ -62,8 +61,6 @@ from autopoiesis.twin.warm import warm_up
 
 log = logging.getLogger(__name__)
 
-BRIEF_WINDOWS = 14
-"""Windows of requests kept in memory: what a synthesis brief is made from."""
 SHORTEST_WINDOW_S = 1.0
 """An order ends the running window no sooner: a shorter one says nothing of who serves it."""
 LAST_BATCH_S = 1.0
@@ -92,18 +89,10 @@ class Controller:
         )
         self._governor = Governor(self.registry, store, self.status.say, self._constrain)
         self._window = max(store.last_window(), self._last_allocated()) + 1
-        self._records: deque[RequestRecord] = deque()
+        self._records = RecentRequests(settings.window_s)
         self._open: tuple[OpenRequest, ...] = ()
         self._unwritten: list[Batch] = []
         self._events: list[EventRow] = []
-        self._plans = LivePlans(
-            settings.plans,
-            settings.slow_policy,
-            specs_of(members),
-            SwitchFile(RunDir(settings.run_dir).switched_off),
-            self.registry,
-            self._stored_state(),
-        )
         self._faults: Counter[str] = Counter()
         self._refitting: asyncio.Task[None] | None = None
         self._refits = Refits(
@@ -111,10 +100,19 @@ class Controller:
             members,
             lambda subject, message: self._say(time.time(), "twin", subject, message),
         )
-        self._fleet = FleetWatch(members, self._refits.spec, self._plans, self._say)
         self._deciding = asyncio.Lock()
         """Held while the loop decides in its thread: arms do not change under it."""
         self._reconsider = asyncio.Event()
+        self._plans = live_plans(
+            settings,
+            members,
+            self._refits.spec,
+            self.registry,
+            store,
+            self._stored_state(),
+            lambda name, message: self._say(time.time(), "fleet", name, message),
+            self._reconsider.set,
+        )
         self._proposal = ""
         self._recorder = Recorder(store, link.acknowledge, self._say_of_telemetry)
         self._growing = Growing(
@@ -129,6 +127,14 @@ class Controller:
             self._deciding,
             self._say,
         )
+        self._fleet = FleetWatch(
+            members,
+            self._refits.spec,
+            self._plans,
+            self._say,
+            self._capacity_changed,
+            (self._refits.follow, self._growing.follow),
+        )
         self.desk = Desk(
             self.registry,
             Registrar(self.registry, self._tell, store.clock),
@@ -139,6 +145,8 @@ class Controller:
             self._reconsider.set,
             self.spare,
             self._keep_cycle,
+            self._plans,
+            self._tell,
         )
 
     def _resumed_loop(self) -> WindowLoop:
@@ -166,12 +174,14 @@ class Controller:
     async def run(self, stop: asyncio.Event) -> None:
         """Serve window after window until `stop` is set."""
         began = Moment.now()
-        self._recall(began.wall_s)
+        self._records.recall(self._store, began.wall_s)
         self._allocate(began.wall_s)
         beside = [
             asyncio.create_task(self._listen(), name="listen to the picker"),
             asyncio.create_task(self._probe_isolation(), name="probe the sandbox"),
         ]
+        watching = self._fleet.follow(RunDir(self._settings.run_dir).fleet)
+        beside.append(asyncio.create_task(watching, name="watch the fleet"))
         housekeeping = keep_house(self._store, self._settings, self._say_of_telemetry)
         beside.append(asyncio.create_task(housekeeping, name="keep the history"))
         if self._spans:
@@ -206,14 +216,13 @@ class Controller:
     def _follow_clock(self, now_s: float, by_s: float) -> None:
         """Move what is remembered with the clock, so that the running windows are judged as if it had not been set."""
         self._say(now_s, "clock", "", f"the clock of this machine was set by {by_s:+.0f} s")
-        moved = (replace(r, arrived_s=r.arrived_s + by_s) for r in self._records)
-        self._records = deque(moved)
+        self._records.follow_clock(by_s)
         self._loop.follow_clock(by_s)
 
     async def _listen(self) -> None:
         async for batch in self._link:
             self._unwritten.append(batch)
-            self._records.extend(batch.requests)
+            self._records.add(batch.requests)
             self._open = batch.open_requests
             self.status.saw(batch)
             self.metrics.saw(batch)
@@ -236,7 +245,7 @@ class Controller:
         """Settle, write, and hand out the next allocation."""
         window = self._window
         trace, outcome = observed(
-            list(self._records), self._open, [m.name for m in self._fleet.members]
+            self._records.all(), self._open, [m.name for m in self._fleet.members]
         )
         seen = Observation(window, started_s, ended_s, trace, outcome, self._fleet.able())
         async with self._deciding:
@@ -248,12 +257,17 @@ class Controller:
                 self._plans.consider(self._loop, window, lead, settled)
         self._window += 1
         self._allocate(ended_s, settled)
-        self._forget(ended_s)
+        self._records.forget(ended_s)
         if settled and settled.trigger and self._settings.synthesizer != "none":
-            recent, _ = observed(list(self._records))
+            recent, _ = observed(self._records.all())
             self._growing.begin(settled.trigger, recent, self._fleet.specs)
         if settled:
             self._correct_the_twin(settled, ended_s)
+
+    def _capacity_changed(self, what: str) -> None:
+        """There is more or less capacity than there was: policies learn of it at once, and it is a trigger."""
+        self._loop.triggers.capacity_changed(self._window, what)
+        self._reconsider.set()
 
     def _take_off_the_faulty(self, now_s: float) -> None:
         """Quarantine arms whose decisions failed; the baseline decided instead."""
@@ -288,12 +302,13 @@ class Controller:
             self._govern(lambda: self._store.write_allocation(allocation))
             return
         batches, self._unwritten = self._unwritten, []
-        plans, planned = self._plans.collect()
+        plans, planned, changes = self._plans.collect()
         for event in planned:
             self.status.say(event)
         events, self._events = [*planned, *self._events], []
         state = self._loop.state() | self._plans.state()
-        closed = ClosedWindow(settled, allocation, batches, events, state, plans)
+        missed = prefix_errors(settled.window.window, batches)
+        closed = ClosedWindow(settled, allocation, batches, events, state, plans, changes, missed)
         self.status.settled(settled, events)
         self.metrics.settled(settled)
         if not self._recorder.record(closed):
@@ -331,17 +346,6 @@ class Controller:
         if told and told != self._proposal:
             self._say(now_s, "dry-run", "", told)
         self._proposal = told
-
-    def _recall(self, now_s: float) -> None:
-        self._records.extend(self._store.requests_between(now_s - self._kept_s(), now_s))
-
-    def _forget(self, now_s: float) -> None:
-        """Drop old records, and those from before the clock was set back, which seem to come from the future."""
-        since_s, until_s = now_s - self._kept_s(), time.time() + SLACK_S
-        self._records = deque(r for r in self._records if since_s <= r.arrived_s <= until_s)
-
-    def _kept_s(self) -> float:
-        return max(BRIEF_WINDOWS, KEEP_WINDOWS + 1) * self._settings.window_s
 
     def _correct_the_twin(self, settled: Settled, now_s: float) -> None:
         why = self._refits.wanted(now_s, settled.twin_errors, settled.window.drift.split(","))

@@ -8,10 +8,13 @@ from autopoiesis.arms.allocation import SHARDS
 from autopoiesis.arms.arm import Arm
 from autopoiesis.arms.registry import Registry
 from autopoiesis.gateway.link import PickerLink
+from autopoiesis.orchestrator.fleet_orders import FleetCommand
 from autopoiesis.orchestrator.governor import Command, Governor
+from autopoiesis.orchestrator.live_plans import LivePlans
 from autopoiesis.orchestrator.rails import AT_ONCE
 from autopoiesis.orchestrator.registrar import NewArm, Registrar, Said, Step
 from autopoiesis.orchestrator.status import Status
+from autopoiesis.replicas.limits import Limits
 from autopoiesis.synthesis.llm.fleet import Spare
 from autopoiesis.telemetry.records import SynthesisRow
 
@@ -30,8 +33,13 @@ class Desk:
         reconsider: Callable[[], None],
         spare: Callable[[], Spare],
         keep: Callable[[SynthesisRow, str], int],
+        fleet: LivePlans,
+        tell: Callable[[str, str], None],
     ) -> None:
-        """`reconsider` ends the running window: who serves must be decided anew; `keep` writes a cycle."""
+        """`reconsider` ends the running window: who serves must be decided anew; `keep` writes a cycle.
+
+        `tell` writes down what an operator has ordered of whom.
+        """
         self._registry = registry
         self._registrar = registrar
         self._governor = governor
@@ -41,6 +49,8 @@ class Desk:
         self._reconsider = reconsider
         self._spare = spare
         self._keep = keep
+        self._fleet = fleet
+        self._tell = tell
 
     def status(self) -> dict[str, Any]:
         """Return a picture of now."""
@@ -72,6 +82,17 @@ class Desk:
     def spare(self) -> Spare:
         """Return whether the fleet has time to spare."""
         return self._spare()
+
+    def fleet(self) -> list[dict[str, Any]]:
+        """Return every replica with what it does and may do at once."""
+        return self._fleet.orders.told()
+
+    def order_of_fleet(self, command: FleetCommand, said: Said) -> tuple[str, ...]:
+        """Take an order for replicas; return whom it is for, in the order of their turns."""
+        names = self._fleet.order(command)
+        limits = f" with {command.limits}" if command.limits != Limits() else ""
+        self._tell(", ".join(names), f"{command.order}{limits} {said.of('ordered')}")
+        return names
 
     async def add_arm(self, new: NewArm, said: Said) -> tuple[Arm, bool]:
         """Take a policy in; return the arm, and whether it is new."""

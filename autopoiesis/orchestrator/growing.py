@@ -65,6 +65,10 @@ class Growing:
         self._deciding = deciding
         self._say = say
 
+    def follow(self, members: Sequence[Member]) -> None:
+        """Take over who is in the fleet."""
+        self._members = tuple(members)
+
     def begin(self, trigger: Trigger, recent: Trace, fleet: Sequence[ReplicaSpec]) -> None:
         """Begin a cycle on recent requests, or say why it cannot begin."""
         serving = self._registry.serving()

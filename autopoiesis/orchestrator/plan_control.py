@@ -8,9 +8,8 @@ replica-seconds in which a replica was there and served nobody. The last two are
 
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
-from enum import StrEnum
-from typing import Any, Literal, NamedTuple, Protocol
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
 
 import orjson
 
@@ -18,7 +17,7 @@ from autopoiesis.arms.migration import Action, Step, migration
 from autopoiesis.arms.objective import Objective
 from autopoiesis.arms.plan import Kind, Plan, plan_to_plain
 from autopoiesis.arms.plan_check import PlanLimits, check
-from autopoiesis.arms.sandbox.slow_arm import Answer, SandboxError, SlowFault
+from autopoiesis.arms.sandbox.slow_arm import SandboxError, SlowFault
 from autopoiesis.arms.slow_features import FleetFeatures, WindowFeatures
 from autopoiesis.orchestrator.capacity import (
     CapacityBackend,
@@ -37,71 +36,8 @@ from autopoiesis.orchestrator.plan_features import (
     features_to_plain,
     fleet_features,
 )
-from autopoiesis.telemetry.records import EventRow, PlanRow, WindowRow
-
-Mode = Literal["off", "dry-run", "on"]
-
-
-class Outcome(StrEnum):
-    """What became of a slow policy's word."""
-
-    BEGUN = "begun"
-    """Its plan is in order and is being carried out."""
-    APPLIED = "applied"
-    """Its plan has been carried out; the row tells what that cost."""
-    GIVEN_UP = "given up"
-    """It could not be carried out to the end: the fleet stays as far as it came."""
-    DRY_RUN = "dry run"
-    """Its plan is in order and was not carried out."""
-    KEPT = "kept the old one"
-    """It wanted a plan, and that is the present one."""
-    REFUSED = "refused"
-    """Its plan cannot be carried out."""
-    FAILED = "failed"
-    """It crashed, took too long, or answered no plan."""
-
-
-class Stepped(NamedTuple):
-    """What plan control did after a window."""
-
-    rows: tuple[PlanRow, ...] = ()
-    events: tuple[EventRow, ...] = ()
-    arm_id: str = ""
-    """Whose plan is paid for, empty for nobody's."""
-    charge: float = 0.0
-    """Share of the fleet's replica-seconds since the last step in which its plan kept replicas idle."""
-
-
-class Planner(Protocol):
-    """A slow policy at work."""
-
-    def should_reschedule(
-        self, window: WindowFeatures, fleet: FleetFeatures, plan: Plan
-    ) -> Answer[bool]:
-        """Tell whether to make a new plan."""
-        ...
-
-    def schedule(self, window: WindowFeatures, fleet: FleetFeatures, plan: Plan) -> Answer[Plan]:
-        """Return the next plan."""
-        ...
-
-    def close(self) -> None:
-        """Let go of what it holds."""
-        ...
-
-
-@dataclass(frozen=True, slots=True)
-class PlanSettings:
-    """How far plans may go."""
-
-    mode: Mode = "off"
-    minimum_replicas: int = 1
-    max_changes: int = 4
-    """Most replicas that may start or stop for one plan."""
-    pause_windows: int = 3
-    """Windows after a plan was carried out in which no policy is asked."""
-    patience_windows: int = 60
-    """Windows after which a plan that is not carried out yet is given up."""
+from autopoiesis.orchestrator.plan_terms import Outcome, Planner, PlanSettings, Stepped
+from autopoiesis.telemetry.records import EventRow, PlanRow, Reconfiguration, WindowRow
 
 
 @dataclass(slots=True)
@@ -119,6 +55,8 @@ class _Running:
     """Replica-seconds so far in which a replica was there and served nobody."""
     seen_s: float = 0.0
     """Up to when these are counted."""
+    fault: str = ""
+    """Why the rest of its steps is not taken, empty while they are."""
 
 
 class PlanControl:
@@ -250,12 +188,13 @@ class PlanControl:
     def _steps(self, plan: Plan, proposed: Plan, fleet: FleetFeatures) -> tuple[Step, ...]:
         """Return the steps to the plan; StepError where a replica in it has no place of its kind."""
         slots = self._backend.slots()
-        there = Counter(slot.kind for slot in slots if slot.standing is not Standing.LOST)
+        there = [slot for slot in slots if slot.standing is not Standing.LOST]
         for kind, wanted in proposed.kinds().items():
-            if wanted > there[kind]:
+            possible = sum(slot.fits(kind) for slot in there)
+            if wanted > possible:
                 raise StepError(
                     f"{wanted} replicas of {kind.model} on {kind.gpu} with max_num_seqs {kind.max_num_seqs} "
-                    f"are asked for; {there[kind]} can run here."
+                    f"are asked for; {possible} can run here."
                 )
         return migration(plan, proposed, {gpu.name: gpu.available for gpu in fleet.gpus})
 
@@ -263,7 +202,7 @@ class PlanControl:
 
     def _begin_steps(self, running: _Running, now_s: float) -> None:
         """Begin what can begin now. A start waits for a place; the steps behind it wait with it."""
-        while running.steps:
+        while running.steps and self._may_begin(running.steps[0]):
             step = running.steps[0]
             try:
                 name = self._backend.carry_out(step)
@@ -273,7 +212,26 @@ class PlanControl:
                 self._started_s[name] = now_s
             running.steps.popleft()
 
+    def _may_begin(self, step: Step) -> bool:
+        """Tell whether a step keeps enough replicas serving, and few enough on the move."""
+        slots = self._backend.slots()
+        moving = sum(s.standing in {Standing.STARTING, Standing.DRAINING} for s in slots)
+        ready = [s for s in slots if s.standing is Standing.READY]
+        of_model = sum(s.kind.model == step.kind.model for s in ready)
+        is_lost = any(s.standing is Standing.LOST and s.kind == step.kind for s in slots)
+        enough = step.action is Action.START or is_lost or of_model > self.settings.minimum_replicas
+        return enough and moving < self.settings.at_once
+
+    def learn(self, change: Reconfiguration) -> None:
+        """Take in that a replica was changed, by a plan or by an operator; a plan whose change failed is given up."""
+        self.durations = self.durations.learned(change)
+        self._started_s.pop(change.replica, None)
+        if self._running is not None and change.error:
+            self._running.fault = f"{change.replica} could not {change.action}: {change.error}"
+
     def _go_on(self, running: _Running, now_s: float, window_s: float) -> Stepped:
+        if running.fault:
+            running.steps.clear()
         self._begin_steps(running, now_s)
         slots = self._backend.slots()
         lasted_s = now_s - running.seen_s
@@ -287,7 +245,7 @@ class PlanControl:
         if not late and (running.steps or moving):
             return Stepped(arm_id=running.arm_id, charge=charge)
         done = not running.steps and not moving
-        outcome = Outcome.APPLIED if done else Outcome.GIVEN_UP
+        outcome = Outcome.APPLIED if done and not running.fault else Outcome.GIVEN_UP
         row = PlanRow(
             running.window,
             running.arm_id,
@@ -302,7 +260,7 @@ class PlanControl:
         )
         said = (
             f"{outcome}: {_told(running.plan)}; {row.stale_s:.1f} s on the old plan, "
-            f"{row.idle_replica_s:.1f} replica-seconds idle"
+            f"{row.idle_replica_s:.1f} replica-seconds idle{f'; {running.fault}' if running.fault else ''}"
         )
         self._running = None
         self.history.windows_since, self.history.changed_s = 0, now_s
@@ -315,8 +273,8 @@ class PlanControl:
             began_s = self._started_s.get(slot.spec.name)
             if began_s is not None and slot.standing is Standing.READY:
                 del self._started_s[slot.spec.name]
-                self.durations = Durations(
-                    now_s - began_s, self.durations.drain_s, self.durations.stop_s
+                self.durations = replace(
+                    self.durations, load_s=now_s - began_s, engine_s=0.0, warmup_s=0.0
                 )
 
     # --- memory -------------------------------------------------------------------------------
@@ -338,6 +296,7 @@ class PlanControl:
                 "steps": [[step.action, *step.kind] for step in running.steps],
                 "numbers": [running.window, running.decided_s, running.scheduling_s, running.cpu_s],
                 "idle": [running.idle_s, running.seen_s],
+                "fault": running.fault,
             },
         }
 
@@ -346,7 +305,8 @@ class PlanControl:
         self.history.before = features_from_plain(state.get("before"))
         self.history.available = dict(state["available"])
         self.history.windows_since, self.history.changed_s = state["since"]
-        self.durations = Durations(**state["durations"])
+        if "load_s" in state["durations"]:
+            self.durations = Durations(**state["durations"])
         self._started_s = dict(state["started_s"])
         kept = state["running"]
         if kept is not None:
@@ -356,7 +316,7 @@ class PlanControl:
             idle_s, seen_s = kept["idle"]
             self._running = _Running(
                 kept["arm_id"], plan_from_kinds(kinds), window, decided_s, scheduling_s, cpu_s,
-                steps, idle_s, seen_s,
+                steps, idle_s, seen_s, kept.get("fault", ""),
             )  # fmt: skip
 
 

@@ -3,7 +3,7 @@
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,7 @@ from autopoiesis.arms.slow_features import (
 )
 from autopoiesis.orchestrator.capacity import Slot, Standing
 from autopoiesis.orchestrator.observation import Observation
+from autopoiesis.telemetry.records import Reconfiguration
 from autopoiesis.twin.latency import at_speed, step_s
 from autopoiesis.twin.outcome import Status
 from autopoiesis.twin.simulation import ReplicaSpec
@@ -34,9 +35,35 @@ STABLE_S = 600.0
 class Durations:
     """How long changes take on this fleet [s]: measured where any was, else assumed."""
 
-    start_s: float = 60.0
+    load_s: float = 60.0
+    """The model's weights; of a fleet that tells no phases, the whole start."""
+    engine_s: float = 0.0
+    """Processes, imports, compiling, capturing graphs, the KV cache."""
+    warmup_s: float = 0.0
+    """What the first answer takes longer than the next ones."""
     drain_s: float = 20.0
     stop_s: float = 1.0
+
+    @property
+    def start_s(self) -> float:
+        """The whole start. That its cache is cold then is no duration: the twin starts it with an empty one."""
+        return self.load_s + self.engine_s + self.warmup_s
+
+    def learned(self, change: Reconfiguration) -> "Durations":
+        """Return these, with what one change has taken."""
+        if change.error:
+            return self
+        drain_s = change.drain_s or self.drain_s
+        if change.action in {"stop", "sleep"}:
+            return replace(self, drain_s=drain_s, stop_s=change.seconds)
+        engine_s = change.import_s + change.compile_s + change.capture_s + change.engine_s
+        return replace(
+            self,
+            load_s=change.load_s,
+            engine_s=engine_s,
+            warmup_s=change.warmup_s,
+            drain_s=drain_s,
+        )
 
 
 @dataclass(slots=True)
@@ -119,12 +146,13 @@ def fleet_features(
     minimum_replicas: int,
 ) -> FleetFeatures:
     """Describe what the fleet has and could be: its places are the GPUs that there are."""
-    total, available = Counter[str](), Counter[str]()
+    total, available, leaving = Counter[str](), Counter[str](), Counter[str]()
     kinds: dict[Kind, ReplicaSpec] = {}
     for slot in slots:
         total[slot.kind.gpu] += slot.kind.tensor_parallel
         if slot.standing is not Standing.LOST:
             available[slot.kind.gpu] += slot.kind.tensor_parallel
+            leaving[slot.kind.gpu] += slot.kind.tensor_parallel * slot.leaving
         kinds.setdefault(slot.kind, slot.spec)
     reference = next(iter(kinds.values()))
     objective = Objective(window.slo_ttft_s, window.slo_tpot_s)
@@ -135,7 +163,7 @@ def fleet_features(
             total=total[gpu],
             available=available[gpu],
             available_before=history.available.get(gpu, available[gpu]),
-            leaving=0,
+            leaving=leaving[gpu],
             arriving=0,
             per_node=max(kind.tensor_parallel for kind in kinds if kind.gpu == gpu),
             price_usd_h=0.0,
@@ -154,9 +182,9 @@ def fleet_features(
             capacity_tokens_s=capacity_rps(spec, *lengths, objective) * sum(lengths),
             memory_gib=0.0,
             kv_tokens=spec.profile.kv_tokens,
-            load_s=durations.start_s,
-            engine_s=0.0,
-            warmup_s=0.0,
+            load_s=durations.load_s,
+            engine_s=durations.engine_s,
+            warmup_s=durations.warmup_s,
         )
         for kind, spec in kinds.items()
     }

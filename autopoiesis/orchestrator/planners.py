@@ -6,7 +6,7 @@ from autopoiesis.arms.registry import Registry
 from autopoiesis.arms.sandbox.slow_arm import SlowArm
 from autopoiesis.arms.seeds import SLOW_SEEDS, slow_seeds
 from autopoiesis.arms.slow import verify_slow
-from autopoiesis.orchestrator.plan_control import Planner
+from autopoiesis.orchestrator.plan_terms import Planner
 
 NEVER = "never"
 """The slow seed that keeps the fleet as it is; nothing is run for it."""

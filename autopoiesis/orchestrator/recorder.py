@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from autopoiesis.arms.allocation import Allocation
 from autopoiesis.gateway.link import Batch
 from autopoiesis.orchestrator.loop import Settled
-from autopoiesis.telemetry.records import EventRow, PlanRow
+from autopoiesis.telemetry.records import EventRow, PlanRow, PrefixErrorRow, Reconfiguration
 from autopoiesis.telemetry.store import Store, TelemetryError
 
 log = logging.getLogger(__name__)
@@ -44,6 +44,9 @@ class ClosedWindow:
     state: dict[str, NDArray[Any]] | None
     """What the loop resumes from; None: a later window's will do."""
     plans: Sequence[PlanRow] = ()
+    changes: Sequence[Reconfiguration] = ()
+    """What was done to replicas meanwhile."""
+    prefix_errors: Sequence[PrefixErrorRow] = ()
     attempts: int = 0
 
     def requests(self) -> int:
@@ -123,6 +126,8 @@ class Recorder:
             [*settled.events, *closed.events],
             closed.state,
             closed.plans,
+            closed.changes,
+            closed.prefix_errors,
         )
 
     def _make_do(self) -> None:

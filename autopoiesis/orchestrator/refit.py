@@ -29,6 +29,7 @@ from autopoiesis.orchestrator.child import die_with_parent
 from autopoiesis.orchestrator.settings import Settings
 from autopoiesis.orchestrator.twin_commands import Engine, starting_profile, stored_requests
 from autopoiesis.replicas.fleet import Member
+from autopoiesis.replicas.limits import with_limits
 from autopoiesis.telemetry.records import TwinErrorRow
 from autopoiesis.telemetry.store import TelemetryError
 from autopoiesis.twin.calibration import CalibrationError, calibrate
@@ -99,14 +100,26 @@ class Refits:
         """Take up earlier fits in `folder`; `say(subject, message)` tells of new ones."""
         self._folder = folder
         self._say = say
-        self._classes = {m.profile: [n for n in members if n.profile == m.profile] for m in members}
-        self._fits = {name: f for name in self._classes if (f := self._earlier(name))}
+        self._classes: dict[str, list[Member]] = {}
+        self._fits: dict[str, Fit] = {}
+        self.follow(members)
         self._off: deque[float] = deque(maxlen=WINDOWS_OFF)
         self._not_before_s = float("-inf")
         self.running = False
 
+    def follow(self, members: Sequence[Member]) -> None:
+        """Take over who is in the fleet, and earlier fits of what was not in it before."""
+        known = self._classes
+        self._classes = {m.profile: [n for n in members if n.profile == m.profile] for m in members}
+        new = {name: f for name in self._classes.keys() - known if (f := self._earlier(name))}
+        self._fits |= new
+
     def spec(self, member: Member) -> ReplicaSpec:
-        """Return the replica as the twin simulates it."""
+        """Return the replica as the twin simulates it, with the limits that it has now."""
+        spec = self._fitted(member)
+        return replace(spec, profile=with_limits(spec.profile, member.limits))
+
+    def _fitted(self, member: Member) -> ReplicaSpec:
         fit = self._fits.get(member.profile)
         if fit is None:
             return ReplicaSpec(member.name, profile(member.profile), member.speed)

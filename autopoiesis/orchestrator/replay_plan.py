@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from autopoiesis.arms.migration import Action, Step
 from autopoiesis.arms.registry import Registry
 from autopoiesis.orchestrator.capacity import Slot, Standing, kinds_of, slot_for
-from autopoiesis.orchestrator.plan_control import PlanControl, PlanSettings
+from autopoiesis.orchestrator.plan_control import PlanControl
+from autopoiesis.orchestrator.plan_terms import PlanSettings
 from autopoiesis.orchestrator.planners import NEVER, planners
 from autopoiesis.twin.capacity import Action as Change
 from autopoiesis.twin.capacity import CapacityChange, ReplicaState

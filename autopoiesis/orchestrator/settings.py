@@ -14,7 +14,7 @@ from autopoiesis.arms.objective import Objective
 from autopoiesis.arms.seeds import SLOW_SEEDS
 from autopoiesis.gateway.settings import DataPlaneSettings
 from autopoiesis.orchestrator.loop import LoopSettings
-from autopoiesis.orchestrator.plan_control import PlanSettings
+from autopoiesis.orchestrator.plan_terms import PlanSettings
 from autopoiesis.orchestrator.triggers import TriggerSettings
 from autopoiesis.synthesis.llm.settings import LlmSettings
 from autopoiesis.twin.latency import profile
@@ -47,7 +47,11 @@ class Settings(BaseModel):
     models: dict[str, dict[str, Any]] = {}
     """Several models, each with a fleet and arms of its own: tables `[models.NAME]`, as `models.of_each` reads them."""
     replica: tuple[str, ...] = ()
-    """URLs of OpenAI-compatible servers; none: simulate."""
+    """URLs of OpenAI-compatible servers; `dns://HOST:PORT`: all addresses of that name; none: simulate."""
+    fleet_file: Path | None = None
+    """List of servers that somebody else keeps: lines of `URL [profile=NAME] [speed=X] [leaving]`."""
+    discover_s: float = Field(2.0, ge=0.1)
+    """How often names and the list are looked at again."""
     simulate: int = Field(4, ge=1, le=64)
     """How many replicas to simulate where neither a URL nor a model is given."""
     vllm: str | None = None
@@ -86,6 +90,8 @@ class Settings(BaseModel):
     """Fewest replicas that a plan may leave."""
     plan_max_changes: int = Field(4, ge=1)
     """Most replicas that may start or stop for one plan."""
+    plan_at_once: int = Field(1, ge=1)
+    """Replicas that are changed at the same time."""
     drain_s: float = Field(20.0, ge=0.0)
     """How long running requests may finish after a stop was asked for."""
     for_s: float | None = Field(None, gt=0.0)
@@ -116,11 +122,11 @@ class Settings(BaseModel):
 
     @model_validator(mode="after")
     def _fit_together(self) -> Self:
-        if self.vllm and self.replica:
-            raise ValueError("vllm and replica are both given; give one of them")
-        if self.plan_control == "on" and (self.replica or self.vllm):
+        if self.vllm and (self.replica or self.fleet_file):
+            raise ValueError("vllm and replica or fleet_file are both given; give one of them")
+        if self.plan_control == "on" and (self.replica or self.fleet_file):
             raise ValueError(
-                "plan_control starts and stops simulated replicas only; set it to dry-run or off"
+                "plan_control starts and stops replicas that run here only; set it to dry-run or off"
             )
         if self.port == self.control_port:
             raise ValueError(
@@ -154,7 +160,10 @@ class Settings(BaseModel):
     def plans(self) -> PlanSettings:
         """How far plans may go."""
         return PlanSettings(
-            self.plan_control, self.minimum_replicas, max_changes=self.plan_max_changes
+            self.plan_control,
+            self.minimum_replicas,
+            max_changes=self.plan_max_changes,
+            at_once=self.plan_at_once,
         )
 
     @property

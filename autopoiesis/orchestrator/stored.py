@@ -9,6 +9,7 @@ from autopoiesis.arms.arm import Arm, Origin, State
 from autopoiesis.arms.objective import Objective
 from autopoiesis.gateway.settings import RunDir
 from autopoiesis.orchestrator.catalogue import ask_telemetry
+from autopoiesis.orchestrator.fleet_watch import specs_of
 from autopoiesis.orchestrator.settings import Settings
 from autopoiesis.orchestrator.supervisor import running_control_url
 from autopoiesis.replicas.fleet import read_fleet
@@ -95,7 +96,7 @@ def stored_fleet(settings: Settings, names: Sequence[str]) -> list[ReplicaSpec]:
     """Return the fleet as the twin models it; of a stopped one, with the profiles of the settings."""
     if running_control_url(settings.data_dir) is not None:
         members = read_fleet(RunDir(settings.run_dir).fleet)
-        return [ReplicaSpec(m.name, profile(m.profile), m.speed) for m in members]
+        return list(specs_of(members))
     known = names or [f"replica-{i}" for i in range(settings.simulate)]
     kinds = settings.profile
     return [ReplicaSpec(name, profile(kinds[i % len(kinds)])) for i, name in enumerate(known)]

@@ -22,18 +22,17 @@ from autopoiesis.gateway.files import read_or_create_secret
 from autopoiesis.gateway.settings import DataPlaneSettings, RunDir
 from autopoiesis.orchestrator.child import Child
 from autopoiesis.orchestrator.control_access import write_token
-from autopoiesis.orchestrator.live_capacity import SwitchFile
+from autopoiesis.orchestrator.discovery import Discovery
+from autopoiesis.orchestrator.first_fleet import simulated_replicas
+from autopoiesis.orchestrator.follower import Follower, reconfiguration
+from autopoiesis.orchestrator.local_replica import LocalReplica, ReplicaFailedError
 from autopoiesis.orchestrator.settings import Settings
-from autopoiesis.orchestrator.vllm_fleet import ReplicaFailedError, bring_up
+from autopoiesis.orchestrator.vllm_fleet import bring_up
 from autopoiesis.replicas.devices import PlacementError
-from autopoiesis.replicas.fleet import (
-    FleetError,
-    Member,
-    free_ports,
-    simulated_command,
-    write_fleet,
-)
-from autopoiesis.replicas.probe import answers, probe
+from autopoiesis.replicas.fleet import FleetError, Member
+from autopoiesis.replicas.probe import answers
+from autopoiesis.replicas.roster import Roster
+from autopoiesis.replicas.targets import ChangeLog, TargetFile
 from autopoiesis.telemetry.store import Store
 
 LONGEST_RUN_DIR = 90
@@ -41,7 +40,6 @@ LONGEST_RUN_DIR = 90
 START_LIMIT_S = 900.0
 """Longest start: the first one on a machine compiles the decision and twin kernels."""
 STOP_GRACE_S = 5.0
-FOLLOW_EVERY_S = 0.3
 UP = frozenset({200, 401})
 """What a gateway that is up answers, the second if it wants a key."""
 
@@ -69,12 +67,15 @@ class Supervisor:
         """
         self.settings = settings
         self._has_envoy = has_envoy
-        self._model = ["--model", simulated_model] if simulated_model else []
+        self._simulated_model = simulated_model
         self.members: tuple[Member, ...] = ()
         self.say = say
         self._detail = detail
         self._children: list[Child] = []
-        self._following: asyncio.Task[None] | None = None
+        self._local: tuple[LocalReplica, ...] = ()
+        """The replicas whose processes are ours."""
+        self._discovery: Discovery | None = None
+        self._following: list[asyncio.Task[None]] = []
 
     @property
     def url(self) -> str:
@@ -108,21 +109,19 @@ class Supervisor:
         run_dir.mkdir(parents=True)
         (settings.data_dir / "logs").mkdir(exist_ok=True)
         self.members = await self._fleet()
-        write_fleet(RunDir(run_dir).fleet, self.members)
+        roster = Roster(RunDir(run_dir).fleet, self.members)
         settings.save()
         write_token(settings.data_dir, settings.control_token)
         self._bring_salt(run_dir)
         await self._start_children(run_dir)
         await self._wait_ready()
-        if self.settings.plan_control == "on":
-            switches = SwitchFile(RunDir(run_dir).switched_off)
-            self._following = asyncio.create_task(self._follow(switches), name="follow the plan")
+        self._follow(roster)
 
     async def stop(self) -> None:
         """Drain, then stop every child and remove the run directory."""
-        if self._following:
-            self._following.cancel()
-            await asyncio.gather(self._following, return_exceptions=True)
+        for task in self._following:
+            task.cancel()
+        await asyncio.gather(*self._following, return_exceptions=True)
         by_name = {child.name: child for child in self._children}
         if "envoy" in by_name and by_name["envoy"].pid is not None:
             await envoy.drain(self.settings.run_dir.resolve(), self.settings.drain_s)
@@ -148,41 +147,26 @@ class Supervisor:
             raise CannotStartError(str(error)) from None
 
     async def _fleet(self) -> tuple[Member, ...]:
+        """Return who is in the fleet; real servers that run here are up then, simulated ones not yet."""
         settings = self.settings
         if settings.vllm:
-            return await self._vllm_fleet()
-        if settings.replica:
-            names = [
-                settings.profile[i % len(settings.profile)] for i in range(len(settings.replica))
-            ]
-            found = await asyncio.gather(*(probe(url) for url in settings.replica))
-            return tuple(
-                Member(
-                    name=f"replica-{i}",
-                    address=server.address,
-                    profile=names[i],
-                    speed=1.0,
-                    kind="remote",
-                )
-                for i, server in enumerate(found)
-            )
-        ports = free_ports(settings.simulate)
-        return tuple(
-            Member(
-                name=f"sim-{i}",
-                address=f"127.0.0.1:{port}",
-                profile=settings.profile[i % len(settings.profile)],
-                speed=1.0,
-                kind="simulated",
-            )
-            for i, port in enumerate(ports)
-        )
+            self._local = await self._vllm_fleet()
+        elif settings.replica or settings.fleet_file:
+            self._discovery = Discovery(settings, self.say)
+            return await self._discovery.first()
+        else:
+            self._local = simulated_replicas(settings, self._new_child, self._simulated_model)
+        return tuple(replica.member for replica in self._local)
 
-    async def _vllm_fleet(self) -> tuple[Member, ...]:
+    async def _vllm_fleet(self) -> tuple[LocalReplica, ...]:
         try:
-            return await bring_up(self.settings, self._start, self.say)
+            up = await bring_up(self.settings, self._new_child, self.say)
         except (ReplicaFailedError, PlacementError, FleetError) as error:
             raise CannotStartError(str(error)) from None
+        changes = ChangeLog(RunDir(self.settings.run_dir.resolve()).changes)
+        for replica, began_s, started in up:
+            changes.append(reconfiguration(replica, "start", began_s, started.seconds, started))
+        return tuple(one.replica for one in up)
 
     def _bring_salt(self, run_dir: Path) -> None:
         """Let hashes of sessions and prompts stay comparable from one start to the next."""
@@ -191,11 +175,9 @@ class Supervisor:
         shutil.copy2(salt, RunDir(run_dir).salt)
 
     async def _start_children(self, run_dir: Path) -> None:
-        for member in self.members:
-            if member.kind == "simulated":
-                command = simulated_command(member)
-                argv = [*command.argv, *self._model]
-                await self._start(member.name, argv, command.environment)
+        for replica in self._local:
+            if replica.member.kind == "simulated":
+                await replica.begin()
         module = [sys.executable, "-m"]
         await self._start(
             "picker", [*module, "autopoiesis.gateway.picker", "--run-dir", str(run_dir)]
@@ -211,33 +193,30 @@ class Supervisor:
         else:
             write_endpoints(RunDir(run_dir), self.members)
 
-    async def _start(
-        self, name: str, argv: list[str], environment: dict[str, str] | None = None
-    ) -> Child:
-        log = self.settings.data_dir / "logs" / f"{name}.log"
-        child = Child(name, argv, log, environment, on_exit=self._on_exit)
-        self._children.append(child)
+    async def _start(self, name: str, argv: list[str]) -> None:
+        child = self._new_child(name)
+        child.change(argv)
         await child.start()
-        self._detail(f"started {name} (process {child.pid}, log {log})")
+        self._detail(f"started {name} (process {child.pid}, log {child.log})")
+
+    def _new_child(self, name: str) -> Child:
+        log = self.settings.data_dir / "logs" / f"{name}.log"
+        child = Child(name, [], log, on_exit=self._on_exit)
+        self._children.append(child)
         return child
 
-    async def _follow(self, switches: SwitchFile) -> None:
-        """Run the simulated replicas that should run, and no others."""
-        simulated = {m.name for m in self.members if m.kind == "simulated"}
-        children = [child for child in self._children if child.name in simulated]
-        stopped: set[str] = set()
-        while True:
-            off = switches.read()
-            for child in children:
-                if child.name in off and child.name not in stopped:
-                    stopped.add(child.name)
-                    await child.stop(STOP_GRACE_S)
-                    self.say(f"{child.name} is stopped: the plan needs it no more")
-                elif child.name in stopped and child.name not in off:
-                    await child.start()
-                    stopped.discard(child.name)
-                    self.say(f"{child.name} is started: the plan needs it")
-            await asyncio.sleep(FOLLOW_EVERY_S)
+    def _follow(self, roster: Roster) -> None:
+        """Let the fleet change: by plans and orders what runs here, by discovery what does not."""
+        run_dir = RunDir(self.settings.run_dir.resolve())
+        follower = Follower(
+            self._local,
+            TargetFile(run_dir.targets),
+            ChangeLog(run_dir.changes),
+            roster,
+            self.say,
+        )
+        beside = [follower.run()] + ([self._discovery.run(roster)] if self._discovery else [])
+        self._following = [asyncio.create_task(task) for task in beside]
 
     def _on_exit(self, name: str, code: int) -> None:
         how = f"was killed by signal {-code}" if code < 0 else f"ended with code {code}"

@@ -18,6 +18,8 @@ from autopoiesis.orchestrator.control_access import NoTokenError
 from autopoiesis.orchestrator.control_client import RefusedError
 from autopoiesis.orchestrator.growth import LESSONS, brief_of, errand_of, lessons_of
 from autopoiesis.orchestrator.orders import ordering
+from autopoiesis.orchestrator.plan_features import Durations
+from autopoiesis.orchestrator.reconfigurations import durations_of
 from autopoiesis.orchestrator.registrar import NewArm, Said
 from autopoiesis.orchestrator.replay_command import traffic_and_fleet
 from autopoiesis.orchestrator.settings import Settings, SettingsError
@@ -141,7 +143,7 @@ def _planning_brief(
     """Ask for policies that would have served and planned better where GPUs come and go."""
     profiles = [profile(name) for name in settings.profile]
     windows, holdout, yards = cut_with_capacity(
-        trace, capacity, profiles, len(fleet), settings.window_s
+        trace, capacity, profiles, len(fleet), settings.window_s, _durations(settings)
     )
     fast = sorted(seed_arms(), key=lambda arm: arm.name != FIRST_FAST)
     slow = sorted(slow_seed_arms(), key=lambda arm: arm.name != FIRST_SLOW)
@@ -160,6 +162,15 @@ def _planning_brief(
         policies_asked=settings.llm.policies,
         yards=yards,
     )
+
+
+def _durations(settings: Settings) -> Durations:
+    """Return what changes have taken on this instance's fleet, or what is assumed where it had none yet."""
+    assumed = Durations(load_s=30.0, engine_s=20.0, drain_s=10.0, stop_s=2.0)
+    try:
+        return durations_of(lambda query: ask_telemetry(settings, query, 10), assumed)
+    except (QueryError, TelemetryError):
+        return assumed
 
 
 def repeat_recorded(path: Path, *, quiet: bool) -> CycleReport:

@@ -53,6 +53,21 @@ def number(value: Any, digits: int = 3) -> str:
     return f"{value:,.{digits}f}" if isinstance(value, float) else f"{value:,}"
 
 
+def fleet_table(replicas: Sequence[Mapping[str, Any]]) -> Table:
+    """Show what each replica does, and may do at once."""
+    table = Table(title="the fleet", box=SIMPLE_HEAD)
+    for column in ("replica", "kind", "address", "standing"):
+        table.add_column(column)
+    for column in ("max seqs", "max tokens a step"):
+        table.add_column(column, justify="right")
+    table.add_column("still to do, or why it failed")
+    for one in replicas:
+        limits = number(one["max_num_seqs"]), number(one["max_num_batched_tokens"])
+        names = (str(one[name]) for name in ("replica", "kind", "address", "standing"))
+        table.add_row(*names, *limits, escape(one["ordered"] or one["error"]))
+    return table
+
+
 def speed_table(report: SpeedReport) -> Table:
     """Show how fast the twin is [simulated requests per CPU second]."""
     table = Table(

@@ -1,8 +1,8 @@
 """When to ask for new arms, and why.
 
 Asked for when the regret of windows in a row is above a threshold with confidence, when something
-drifted, or when even the best arm stays below the target. One cycle at a time, then a pause, and no
-more than a number per hour.
+drifted, when the fleet has become another, or when even the best arm stays below the target. One cycle
+at a time, then a pause, and no more than a number per hour.
 """
 
 from collections.abc import Mapping, Sequence
@@ -32,7 +32,7 @@ class Trigger:
     """A reason to ask for new arms."""
 
     kind: str
-    """regret, drift, target or operator."""
+    """regret, drift, target, capacity or operator."""
     window: int
     at_s: float
     why: str
@@ -50,6 +50,8 @@ class Triggers:
         self._below = 0
         self._drifted: list[str] = []
         self._drifted_since = 0
+        self._capacity = ""
+        self._capacity_since = 0
         self._busy = False
         self._quiet_until_s = float("-inf")
         self._fired_s: list[float] = []
@@ -83,10 +85,20 @@ class Triggers:
         if self._drifted:
             why = f"drift of {', '.join(self._drifted)}"
             return self._fire("drift", window, at_s, why, self._drifted_since)
+        if self._capacity:
+            why, since = f"the fleet has changed: {self._capacity}", self._capacity_since
+            self._capacity = ""
+            return self._fire("capacity", window, at_s, why, since)
         if best is not None and self._below >= s.windows:
             why = f"best arm below {s.target:g} for {self._below} windows (now {best:.3f})"
             return self._fire("target", window, at_s, why, window + 1 - self._below)
         return None
+
+    def capacity_changed(self, window: int, what: str) -> None:
+        """Note in a line that the fleet has changed in this window; the next one that may fires."""
+        if not self._capacity:
+            self._capacity_since = window
+        self._capacity = what
 
     def ready(self, at_s: float) -> bool:
         """Tell whether a cycle may begin now."""
@@ -122,6 +134,7 @@ class Triggers:
             "below": self._below,
             "drifted": list(self._drifted),
             "drifted_since": self._drifted_since,
+            "capacity": [self._capacity, self._capacity_since],
             "quiet_until_s": max(self._quiet_until_s, 0.0),
             "fired_s": list(self._fired_s),
         }
@@ -132,5 +145,6 @@ class Triggers:
         self._below = state["below"]
         self._drifted = list(state["drifted"])
         self._drifted_since = state.get("drifted_since", 0)
+        self._capacity, self._capacity_since = state.get("capacity", ("", 0))
         self._quiet_until_s = state["quiet_until_s"]
         self._fired_s = list(state["fired_s"])

@@ -2,11 +2,12 @@
 
 import re
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import numpy as np
 
 from autopoiesis.arms.arm import Arm, arm_id, text_id
+from autopoiesis.orchestrator.plan_features import Durations
 from autopoiesis.synthesis.brief import BriefError, Incumbent
 from autopoiesis.twin.capacity_trace import CapacityTrace
 from autopoiesis.twin.latency import Profile
@@ -44,12 +45,14 @@ def cut_with_capacity(
     profiles: Sequence[Profile],
     gpus: int,
     window_s: float,
+    durations: Durations | None = None,
     at_most: int = 12,
 ) -> tuple[tuple[Trace, ...], tuple[Trace, ...], tuple[Yard, ...]]:
     """Return windows to race on, hold-out windows, and the yard of each, in that order.
 
     The capacity trace's largest count stands for `gpus` of each type of GPU that the profiles name. Every third window
-    is held out, never the newest. Raises BriefError where there are too few requests.
+    is held out, never the newest. `durations` is what changes of replicas take, where that is known.
+    Raises BriefError where there are too few requests.
     """
     model, ways = ways_of(profiles)
     span_s = WINDOWS_EACH * window_s
@@ -66,7 +69,11 @@ def cut_with_capacity(
             "or shorter windows."
         )
     traces = [replace(pieces[i][1], name=f"{trace.name}[{i}]") for i in order]
-    yards = tuple(_yard(model, ways, capacity, gpus, pieces[i][0], span_s, window_s) for i in order)
+    known = asdict(durations) if durations else {}
+    yards = tuple(
+        replace(_yard(model, ways, capacity, gpus, pieces[i][0], span_s, window_s), **known)
+        for i in order
+    )
     raced = len(order) - len(held)
     return tuple(traces[:raced]), tuple(traces[raced:]), yards
 

@@ -4,7 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 
@@ -30,6 +30,8 @@ class Place:
     """For people: `GPU 0`, `cores 0,1`."""
     environment: dict[str, str]
     """Variables that keep vLLM there."""
+    gpus: tuple[int, ...] = ()
+    """Indexes of its GPUs; none where it runs on cores."""
 
 
 def gpus() -> tuple[Gpu, ...]:
@@ -84,6 +86,48 @@ def places(
     return [_on_gpus(indexes[i * gpus_each : (i + 1) * gpus_each]) for i in range(replicas)]
 
 
+class Berths:
+    """The places of running replicas: a restart may ask for more GPUs than the replica had."""
+
+    def __init__(self, first: Mapping[str, Place], found: Sequence[Gpu]) -> None:
+        """`first` is where each replica runs first; its GPUs stay its own wherever nobody else has them."""
+        self._first = dict(first)
+        self._held = {name: place.gpus for name, place in first.items()}
+        self._indexes = [gpu.index for gpu in found]
+        in_use = [i for gpus in self._held.values() for i in gpus]
+        self._shared = len(set(in_use)) < len(in_use)
+
+    def take(self, name: str, gpus_each: int) -> Place:
+        """Return where a replica that spans so many GPUs can run, and hold that for it.
+
+        Raises:
+            PlacementError: too few GPUs are free.
+        """
+        first = self._first[name]
+        if not self._indexes:
+            if gpus_each > 1:
+                raise PlacementError(
+                    f"A tensor-parallel size of {gpus_each} needs GPUs, and none are here."
+                )
+            return first
+        if self._shared and gpus_each == 1:
+            self._held[name] = first.gpus
+            return first
+        others = {i for other, gpus in self._held.items() if other != name for i in gpus}
+        own = [i for i in first.gpus if i not in others]
+        free = own + [i for i in self._indexes if i not in others and i not in own]
+        if len(free) < gpus_each:
+            raise PlacementError(
+                f"{name} would need {gpus_each} GPUs, and {len(free)} are free; stop another replica first."
+            )
+        self._held[name] = tuple(sorted(free[:gpus_each]))
+        return _on_gpus(self._held[name])
+
+    def leave(self, name: str) -> None:
+        """Let others have a stopped replica's GPUs."""
+        self._held[name] = ()
+
+
 def usable_cores() -> list[int]:
     """Return the cores that this process may use."""
     if sys.platform == "linux":
@@ -93,7 +137,7 @@ def usable_cores() -> list[int]:
 
 def _on_gpus(indexes: Sequence[int]) -> Place:
     listed = ",".join(map(str, indexes))
-    return Place(f"GPU {listed}", {"CUDA_VISIBLE_DEVICES": listed})
+    return Place(f"GPU {listed}", {"CUDA_VISIBLE_DEVICES": listed}, tuple(indexes))
 
 
 def _on_cores(cores: Sequence[int]) -> Place:

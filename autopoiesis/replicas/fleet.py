@@ -12,6 +12,7 @@ from typing import Any, Literal, cast
 import orjson
 
 from autopoiesis.atomic import write_atomically
+from autopoiesis.replicas.limits import Limits
 
 _ADDRESS = re.compile(r"(?:[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\]):(\d{1,5})")
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,63}")
@@ -38,6 +39,18 @@ class Member:
     """Tokens that its KV cache holds; 0 where nobody knows yet."""
     start_s: float = 0.0
     """How long its start took; 0 where it was not started here."""
+    max_num_seqs: int = 0
+    """Requests that it computes at once; 0: as its profile says."""
+    max_num_batched_tokens: int = 0
+    """Tokens that it computes in one step; 0: as its profile says."""
+    tensor_parallel: int = 0
+    """GPUs that it spans; 0: as its profile says."""
+    sleeps: bool = False
+    """Whether it can be put to sleep."""
+    serves: bool = True
+    """Whether it may be sent requests: not while it is off, asleep or coming up."""
+    leaving: bool = False
+    """It is about to be lost: it finishes what it has, and gets nothing new."""
 
     def __post_init__(self) -> None:
         if not _NAME.fullmatch(self.name):
@@ -51,8 +64,16 @@ class Member:
             raise FleetError(
                 f"{self.name}: its kind must be simulated, remote or vllm, not {self.kind!r}"
             )
-        if self.kv_tokens < 0:
-            raise FleetError(f"{self.name}: kv_tokens must not be negative ({self.kv_tokens})")
+        for field in ("kv_tokens", "max_num_seqs", "max_num_batched_tokens", "tensor_parallel"):
+            if getattr(self, field) < 0:
+                raise FleetError(
+                    f"{self.name}: {field} must not be negative ({getattr(self, field)})"
+                )
+
+    @property
+    def limits(self) -> Limits:
+        """What it may do at once."""
+        return Limits(self.max_num_seqs, self.max_num_batched_tokens, self.tensor_parallel)
 
     @property
     def url(self) -> str:
@@ -119,6 +140,9 @@ def simulated_command(member: Member, seed: int = 0) -> Command:
     argv = [sys.executable, "-m", "autopoiesis.replicas.simulated"]
     argv += ["--name", member.name, "--host", host.strip("[]"), "--port", port]
     argv += ["--profile", member.profile, "--speed", repr(member.speed), "--seed", str(seed)]
+    for option in ("max_num_seqs", "max_num_batched_tokens"):
+        if value := getattr(member, option):
+            argv += [f"--{option.replace('_', '-')}", str(value)]
     # One engine step is a handful of requests: compiling it would cost more than it ever saves.
     return Command(
         argv, {"NUMBA_DISABLE_JIT": "1", "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}

@@ -55,7 +55,7 @@ class RealtimeEngine:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Prepare; nothing moves before `run`. Steps take 1/`speed` of what the profile says."""
-        self._engine = engine
+        self.engine = engine
         self._metrics = metrics
         self._speed = speed
         self._clock = clock
@@ -70,7 +70,7 @@ class RealtimeEngine:
     ) -> Sequence:
         """Queue a sequence; ValueError if it can never fit into the KV cache."""
         sequence = Sequence(prompt, output_tokens, reason, on_token, self._clock())
-        slot = self._engine.submit(prompt.tokens, output_tokens, prompt.blocks, priority)
+        slot = self.engine.submit(prompt.tokens, output_tokens, prompt.blocks, priority)
         sequence.slot = slot
         self._sequences[slot] = self._queued[slot] = sequence
         self._work.set()
@@ -80,7 +80,7 @@ class RealtimeEngine:
     def abort(self, sequence: Sequence) -> None:
         """Drop a sequence and free its place; one that has finished is left alone."""
         if self._sequences.get(sequence.slot) is sequence:
-            self._engine.abort(sequence.slot)
+            self.engine.abort(sequence.slot)
             self._forget(sequence.slot)
 
     async def wait_idle(self) -> None:
@@ -91,7 +91,7 @@ class RealtimeEngine:
         """Step for ever; cancel to stop."""
         due_s = self._clock()
         while True:
-            duration_s = self._engine.start_step()
+            duration_s = self.engine.start_step()
             if duration_s is None:
                 self._work.clear()
                 await self._work.wait()
@@ -103,7 +103,7 @@ class RealtimeEngine:
             self._deliver()
 
     def _deliver(self) -> None:
-        emissions = self._engine.finish_step()
+        emissions = self.engine.finish_step()
         now_s = self._clock()
         metrics = self._metrics
         metrics.generation_tokens += len(emissions)
@@ -111,7 +111,7 @@ class RealtimeEngine:
             sequence = self._sequences[slot]
             if first:
                 sequence.first_s = now_s
-                sequence.cached_tokens = self._engine.cached_tokens(slot)
+                sequence.cached_tokens = self.engine.cached_tokens(slot)
                 metrics.first_token.observe(now_s - sequence.arrived_s)
                 metrics.prompt_tokens += sequence.prompt.tokens
             else:
@@ -140,7 +140,7 @@ class RealtimeEngine:
 
     def _note_admitted(self, now_s: float) -> None:
         """Observe the queueing time of those that the step took from the queue, oldest first."""
-        admitted = len(self._queued) - self._engine.waiting
+        admitted = len(self._queued) - self.engine.waiting
         for slot in list(self._queued)[: max(admitted, 0)]:
             sequence = self._queued.pop(slot)
             self._metrics.queue.observe(max(now_s - sequence.arrived_s, 0.0))

@@ -1,6 +1,7 @@
 """What vLLM replicas say of themselves on `/metrics`, polled from all of them."""
 
 import asyncio
+import errno
 import logging
 import re
 import time
@@ -123,10 +124,19 @@ class Health:
     """It answered within the last few polls; False before its first answer."""
     error: str = ""
     """What went wrong last time, empty if nothing."""
+    refused: bool = False
+    """Nobody listened at its address: the server is gone, not only slow."""
 
     def age_s(self, now_s: float) -> float:
         """Return how old the figures are."""
         return now_s - self.scraped_s
+
+
+def _was_refused(error: Exception) -> bool:
+    return (
+        isinstance(error, aiohttp.ClientConnectorError)
+        and error.os_error.errno == errno.ECONNREFUSED
+    )
 
 
 class Scraper:
@@ -140,8 +150,12 @@ class Scraper:
         timeout_s: float = 2.0,
         unhealthy_after: int = 3,
         clock: Callable[[], float] = time.monotonic,
+        told_missing: set[tuple[str, str]] | None = None,
     ) -> None:
-        """Prepare to poll `replicas` (name → host:port); `on_result` is told after every poll."""
+        """Prepare to poll `replicas` (name → host:port); `on_result` is told after every poll.
+
+        `told_missing` holds the figures (replica, name) whose absence was told already; new ones join it.
+        """
         self.health = {name: Health(name) for name in replicas}
         self._addresses = dict(replicas)
         self._on_result = on_result
@@ -149,7 +163,7 @@ class Scraper:
         self._timeout = aiohttp.ClientTimeout(total=timeout_s)
         self._unhealthy_after = unhealthy_after
         self._clock = clock
-        self._told_missing: set[tuple[str, str]] = set()
+        self._told_missing = set[tuple[str, str]]() if told_missing is None else told_missing
 
     async def run(self) -> None:
         """Poll until cancelled."""
@@ -182,14 +196,15 @@ class Scraper:
         except TimeoutError:
             return self._failed(before, f"/metrics took longer than {self._timeout.total:g} s")
         except (aiohttp.ClientError, OSError) as error:
-            return self._failed(before, str(error).partition("\n")[0] or type(error).__name__)
+            told = str(error).partition("\n")[0] or type(error).__name__
+            return self._failed(before, told, refused=_was_refused(error))
         self._tell_missing(name, scrape)
         return Health(name, scrape, self._clock(), 0, healthy=True)
 
-    def _failed(self, before: Health, error: str) -> Health:
+    def _failed(self, before: Health, error: str, *, refused: bool = False) -> Health:
         failures = before.failures + 1
-        healthy = before.healthy and failures < self._unhealthy_after
-        return replace(before, failures=failures, healthy=healthy, error=error)
+        healthy = before.healthy and failures < self._unhealthy_after and not refused
+        return replace(before, failures=failures, healthy=healthy, error=error, refused=refused)
 
     def _tell_missing(self, name: str, scrape: Scrape) -> None:
         new = [field for field in scrape.missing if (name, field) not in self._told_missing]

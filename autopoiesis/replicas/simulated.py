@@ -13,6 +13,7 @@ import sys
 import uvloop
 from aiohttp import web
 
+from autopoiesis.replicas.limits import Limits, with_limits
 from autopoiesis.replicas.vllm_server import Replica
 from autopoiesis.twin.latency import profile
 
@@ -65,13 +66,18 @@ def main() -> int:
     parser.add_argument("--speed", type=float, default=1.0, help="how much faster than the profile")
     parser.add_argument("--model", default=DEFAULT_MODEL, help="model id to serve")
     parser.add_argument("--seed", type=int, default=0, help="seed of the answers' lengths")
+    parser.add_argument(
+        "--max-num-seqs", type=int, default=0, help="requests in a step; 0: the profile's"
+    )
+    parser.add_argument("--max-num-batched-tokens", type=int, default=0, help="tokens in a step")
     parser.add_argument("--grace", type=float, default=20.0, help="longest drain after SIGTERM [s]")
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     if not options.speed > 0.0:
         parser.error("--speed must be above 0")
     try:
-        chosen = profile(options.profile)
+        limits = Limits(options.max_num_seqs, options.max_num_batched_tokens)
+        chosen = with_limits(profile(options.profile), limits)
     except ValueError as error:
         sys.stderr.write(f"{error}\n")
         return WRONG_USAGE

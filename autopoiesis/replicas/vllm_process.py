@@ -3,14 +3,27 @@
 import re
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 from autopoiesis.replicas.devices import Place
 from autopoiesis.replicas.fleet import Command, FleetError, Member
+from autopoiesis.replicas.limits import Limits
 
+OLDEST = (0, 8)
+"""The first version whose engine is the present one: metrics, scheduling by priority and prefix cache as known here."""
 OURS = frozenset({"--host", "--port", "--model"})
 """Options of vLLM that are set here."""
+
+SLEEP_MODE = "--enable-sleep-mode"
+DEV_MODE = "VLLM_SERVER_DEV_MODE"
+"""Variable that opens vLLM's developers' routes, those of sleep among them."""
+_LIMITS = (
+    ("--max-num-seqs",),
+    ("--max-num-batched-tokens",),
+    ("--tensor-parallel-size", "-tp"),
+)
+"""vLLM's names of the fields of `Limits`, in their order."""
 
 _LOOPBACK = {
     "VLLM_HOST_IP": "127.0.0.1",
@@ -81,12 +94,14 @@ _CAUSES: tuple[tuple[str, str], ...] = (
         r"driver (?:version )?(?:on your system )?is (?:too old|insufficient)",
         "the NVIDIA driver is too old for this vLLM",
     ),
+    (r"Value error, (?P<what>[^\n\[]{1,300})", "{what}"),
     (r"ValueError: (?P<what>[^\n]{1,300})", "{what}"),
     (r"(?:RuntimeError|OSError|ImportError|AssertionError): (?P<what>[^\n]{1,300})", "{what}"),
 )
 """What a failed start's log holds, and what it means; the first that matches counts."""
 _AFTERMATH = re.compile(
-    r"Engine core initialization failed|See root cause above|WorkerProc initialization failed"
+    r"could cause fd limit errors|See root cause above|"
+    r"Engine core initialization failed|WorkerProc initialization failed"
 )
 
 
@@ -109,23 +124,37 @@ class Vllm:
                 )
 
     @property
+    def limits(self) -> Limits:
+        """What the arguments say of the limits that a restart can change."""
+        return Limits(*(self._whole(*names) for names in _LIMITS))
+
+    @property
     def tensor_parallel(self) -> int:
         """GPUs per replica."""
-        value = self._option("--tensor-parallel-size", "-tp")
-        if value is None:
-            return 1
-        if not value.isdigit() or int(value) < 1:
-            raise FleetError(
-                f"--tensor-parallel-size must be a whole number above 0, not {value!r}."
-            )
-        return int(value)
+        return self.limits.tensor_parallel or 1
+
+    @property
+    def can_sleep(self) -> bool:
+        """Whether replicas can be put to sleep: it must be asked for at the start."""
+        return SLEEP_MODE in self.arguments
+
+    @property
+    def api_key(self) -> str:
+        """Key that its `/v1` routes want, empty for none."""
+        return self._option("--api-key") or ""
 
     def command(self, member: Member, place: Place) -> Command:
-        """Return the command that serves a member at its place."""
+        """Return the command that serves a member at its place, with the member's limits."""
         host, _, port = member.address.rpartition(":")
         argv = [self.python, "-m", "vllm.entrypoints.openai.api_server"]
         argv += ["--host", host, "--port", port, "--model", self.model, *self.arguments]
-        return Command(argv, {**_LOOPBACK, **place.environment})
+        given = self.limits
+        for (option, *_), field in zip(_LIMITS, fields(Limits), strict=True):
+            wanted = getattr(member.limits, field.name)
+            if wanted and wanted != getattr(given, field.name):
+                argv += [option, str(wanted)]  # of several, vLLM takes the last
+        awake = {DEV_MODE: "1"} if self.can_sleep else {}
+        return Command(argv, {**_LOOPBACK, **place.environment, **awake})
 
     def why_it_failed(self, log: str) -> str:
         """Return the cause of a failed start in one sentence, from what the server logged."""
@@ -138,6 +167,14 @@ class Vllm:
                 return sentence.format(model=self.model, python=self.python, **what)
         return "vLLM ended without saying why"
 
+    def _whole(self, *names: str) -> int:
+        value = self._option(*names)
+        if value is None:
+            return 0
+        if not value.isdigit() or int(value) < 1:
+            raise FleetError(f"{names[0]} must be a whole number above 0, not {value!r}.")
+        return int(value)
+
     def _option(self, *names: str) -> str | None:
         for i, argument in enumerate(self.arguments):
             name, equals, value = argument.partition("=")
@@ -148,6 +185,12 @@ class Vllm:
                     else (self.arguments[i + 1] if i + 1 < len(self.arguments) else "")
                 )
         return None
+
+
+def too_old(version: str | None) -> bool:
+    """Tell whether a vLLM of this version (as `/version` has it) is older than what is understood here."""
+    found = re.match(r"(\d+)\.(\d+)", version or "")
+    return bool(found) and (int(found[1]), int(found[2])) < OLDEST
 
 
 def stage(log: str) -> str:
@@ -164,10 +207,17 @@ def tail(log: Path, since: int = 0, most: int = 1 << 20) -> str:
     try:
         with log.open("rb") as file:
             end = file.seek(0, 2)
+            since = since if since <= end else 0  # it was set aside meanwhile
             file.seek(max(since, end - most))
             return file.read().decode(errors="replace")
     except OSError:
         return ""
+
+
+def last_line(log: str) -> str:
+    """Return the last line of a log that says anything."""
+    lines = [line.strip() for line in log.splitlines() if line.strip()]
+    return lines[-1][:300] if lines else "it ended without saying why"
 
 
 def describe(places: Sequence[Place]) -> str:

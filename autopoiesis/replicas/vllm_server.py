@@ -135,7 +135,16 @@ class Replica:
         reply = Reply(request_id, int(time.time()), self.model, chat)
         if asked.stream:
             return await self._stream(request, asked, lengths, reply)
-        return await self._whole(asked, lengths, reply)
+        answer = await self._whole(asked, lengths, reply)
+        if request.headers.get("endpoint-load-metrics-format", "").upper() == "TEXT":
+            answer.headers["endpoint-load-metrics"] = self._load()
+        return answer
+
+    def _load(self) -> str:
+        """Tell the load as vLLM does in the headers of a plain answer that is asked to."""
+        engine = self.engine.engine
+        usage, waiting = float(engine.kv_usage), float(engine.waiting)
+        return f"TEXT named_metrics.kv_cache_usage_perc={usage}, named_metrics.num_requests_waiting={waiting}"
 
     def _length(self, asked: Generation, prompt: Prompt) -> tuple[int, str]:
         """Return how many tokens the answer will have, and why it will end there."""

@@ -254,7 +254,7 @@ class EventRow:
 
     at_s: float
     kind: str
-    """allocation, drift, synthesis, arm, replica, gateway, operator, fault ..."""
+    """allocation, drift, synthesis, arm, replica, fleet, gateway, operator, fault ..."""
     window: int
     subject: str
     message: str

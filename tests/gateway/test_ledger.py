@@ -173,3 +173,16 @@ def test_thousands_of_requests_leave_nothing_behind():
     assert some(3000, 3000) - before < 100
     assert (len(ledger), len(state.held)) == (0, 0)
     assert [state.membership.in_flight(f"r{i}") for i in range(2)] == [0, 0]
+
+
+def test_a_tokenizer_s_word_counts_until_answers_tell_better(
+    send: Callable[..., Flight], ledger: Ledger
+):
+    ledger.start_from(3.1)
+    assert ledger.chars_per_token == 3.1
+    send()
+    ledger.close(replace(ENDING, input_tokens=100))
+    learned = ledger.chars_per_token
+    assert learned > 3.1
+    ledger.start_from(2.0)
+    assert ledger.chars_per_token == learned

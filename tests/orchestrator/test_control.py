@@ -19,7 +19,8 @@ from hypothesis import strategies as st
 from autopoiesis.arms.registry import Registry
 from autopoiesis.orchestrator.control import control_app
 from autopoiesis.orchestrator.control_access import TOKEN_FILE, Access, is_loopback, write_token
-from autopoiesis.orchestrator.control_contract import ROUTES, ErrorAnswer, NewArmBody, Route
+from autopoiesis.orchestrator.control_bodies import NewArmBody
+from autopoiesis.orchestrator.control_contract import ROUTES, ErrorAnswer, Route
 from autopoiesis.orchestrator.metrics import Metrics
 from autopoiesis.orchestrator.settings import Settings
 from autopoiesis.orchestrator.status import Status
@@ -250,7 +251,7 @@ def test_every_change_of_allocation_is_in_the_events(tmp_path):
     "route", [route for route in ROUTES if route.changes], ids=lambda route: route.name
 )
 def test_changes_need_the_token(control: Controlled, route: Route, given_header: dict[str, str]):
-    path = route.path.format(arm="least-requests", step="pin", order="freeze")
+    path = route.path.format(arm="least-requests", step="pin", order="freeze", change="start")
     answer = control.client.post(path, json={}, headers=given_header)
     assert TOKEN_FILE in refused(answer, 401)
     assert answer.headers["WWW-Authenticate"] == "Bearer"
@@ -338,7 +339,7 @@ def test_every_route_is_described_and_every_description_has_a_route(
         (method.upper(), path) for path, item in document["paths"].items() for method in item
     }
     for method, path in described:
-        real = path.format(arm="x", step="pin", order="freeze", name="main.js")
+        real = path.format(arm="x", step="pin", order="freeze", change="start", name="main.js")
         with control.client.stream(method, real, json={}) as answer:
             assert answer.status_code not in {404, 405} or "x" in real
             if answer.status_code == 200:
@@ -426,7 +427,7 @@ def test_nonsense_is_refused_in_json_and_never_breaks_anything(
     control, route: Route, body: bytes, word: str
 ):
     word = quote(word, safe="")
-    path = route.path.format(arm=word, step="pin", order="freeze", name=word)
+    path = route.path.format(arm=word, step="pin", order="freeze", change="start", name=word)
     content = body if route.method == "post" else None
     request = control.client.build_request(
         route.method.upper(), path, content=content, headers=control.bearer()

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import orjson
@@ -18,20 +19,25 @@ from autopoiesis.orchestrator.capacity import (
     StepError,
     kinds_of,
     plan_from_kinds,
+    plan_of,
     slot_for,
 )
-from autopoiesis.orchestrator.live_capacity import QUIET_S, LiveBackend, SwitchFile
+from autopoiesis.orchestrator.live_capacity import QUIET_S, LiveBackend
 from autopoiesis.orchestrator.observation import Observation
-from autopoiesis.orchestrator.plan_control import Outcome, PlanControl, PlanSettings
-from autopoiesis.orchestrator.plan_features import capacity_rps
+from autopoiesis.orchestrator.plan_control import PlanControl
+from autopoiesis.orchestrator.plan_features import Durations, capacity_rps
+from autopoiesis.orchestrator.plan_terms import Outcome, PlanSettings
 from autopoiesis.orchestrator.replay import run_online
 from autopoiesis.orchestrator.replay_fleet import ReplayFleet
 from autopoiesis.orchestrator.replay_plan import ReplayPlans
 from autopoiesis.orchestrator.reward import judge
-from autopoiesis.telemetry.records import ReplicaSample
+from autopoiesis.replicas.fleet import Member
+from autopoiesis.replicas.limits import Limits
+from autopoiesis.replicas.targets import Target, TargetFile, Want
+from autopoiesis.telemetry.records import Reconfiguration, ReplicaSample
 from autopoiesis.twin.composition import splice
 from autopoiesis.twin.outcome import Status
-from autopoiesis.twin.simulation import run_arm
+from autopoiesis.twin.simulation import ReplicaSpec, run_arm
 
 OBJECTIVE = Objective(0.5, 0.05)
 FLEET = fleet(4)
@@ -254,24 +260,125 @@ def sample(name: str, at_s: float, in_flight: int = 0, healthy: bool = True) -> 
     return ReplicaSample(at_s, name, "127.0.0.1:1", healthy, in_flight, 0, 0, 0.0, 0, 0, 0)
 
 
+def spec_of(member: Member) -> ReplicaSpec:
+    return next(spec for spec in FLEET if spec.name == member.name)
+
+
+def members_of(specs) -> list[Member]:
+    return [
+        Member(s.name, f"127.0.0.1:{9000 + i}", "h100-llama-3-8b-tp1-bf16")
+        for i, s in enumerate(specs)
+    ]
+
+
+def done(name: str, action: str, began_s: float, **more) -> Reconfiguration:
+    return Reconfiguration(name, action, began_s, 0.5, **more)
+
+
 def test_a_live_replica_drains_before_its_process_ends_and_starts_again(tmp_path):
-    switches = SwitchFile(tmp_path / "off.json")
-    live = LiveBackend(FLEET[:2], switches)
-    name = live.carry_out(Step(Action.STOP, KIND))
+    targets, members = TargetFile(tmp_path / "targets.json"), members_of(FLEET[:2])
+    live = LiveBackend(members, spec_of, targets)
+    kind = live.slots()[0].kind
+    name = live.carry_out(Step(Action.STOP, kind))
+    other = next(m.name for m in members if m.name != name)
     assert live.standing(name) is Standing.DRAINING
+    assert (live.takes_traffic(name), live.takes_traffic(other)) == (False, True)
     live.saw([sample(name, 0.0, in_flight=1)], {})
     live.saw([sample(name, 1.0)], {name: 1})
     live.saw([sample(name, 2.0)], {})
-    assert switches.read() == frozenset()
+    assert targets.read() == {}
     live.saw([sample(name, 2.0 + QUIET_S)], {})
-    assert switches.read() == {name}
+    assert targets.read() == {name: Target(Want.OFF)}
+    assert live.standing(name) is Standing.DRAINING, "its process has not ended yet"
+    away = [replace(m, serves=m.name != name) for m in members]
+    live.follow(away)
+    stopped = live.heard(done(name, "stop", 3.0))
+    assert stopped.drain_s == pytest.approx(2.0 + QUIET_S)
     assert live.standing(name) is Standing.OFF
-    assert LiveBackend(FLEET[:2], switches).standing(name) is Standing.OFF
-    assert live.carry_out(Step(Action.START, KIND)) == name
-    assert (live.standing(name), switches.read()) == (Standing.STARTING, frozenset())
-    live.saw([sample(name, 9.0, healthy=False)], {})
-    assert live.standing(name) is Standing.STARTING
+    assert LiveBackend(away, spec_of, targets).standing(name) is Standing.OFF
+    assert live.carry_out(Step(Action.START, kind)) == name
+    assert (live.standing(name), targets.read()) == (Standing.STARTING, {name: Target()})
+    assert LiveBackend(away, spec_of, targets).standing(name) is Standing.STARTING
+    live.follow(members)
+    live.saw([sample(name, 9.0)], {})
+    assert live.standing(name) is Standing.STARTING, "nobody has said that it is up"
+    live.heard(done(name, "start", 9.0))
     live.saw([sample(name, 10.0)], {})
     assert live.standing(name) is Standing.READY
     with pytest.raises(StepError, match="can start now"):
-        live.carry_out(Step(Action.START, KIND))
+        live.carry_out(Step(Action.START, kind))
+
+
+def test_a_start_gives_a_place_other_limits_and_a_failed_one_takes_them_back(tmp_path):
+    members = members_of(FLEET[:2])
+    live = LiveBackend(members, spec_of, TargetFile(tmp_path / "targets.json"))
+    name, kind = members[1].name, live.slots()[0].kind
+    live.tell(name, Target(Want.OFF))
+    live.follow([members[0], replace(members[1], serves=False)])
+    wanted = kind._replace(max_num_seqs=7, max_num_batched_tokens=512)
+    assert live.carry_out(Step(Action.START, wanted)) == name
+    assert live.target(name) == Target(Want.ON, Limits(7, 512))
+    assert wanted in plan_of(live.slots()).kinds()
+    live.heard(done(name, "start", 5.0, error="out of memory"))
+    assert live.target(name) == Target(Want.OFF)
+    assert plan_of(live.slots()).kinds() == {kind: 1}
+
+
+def test_a_plan_keeps_the_minimum_serving_and_changes_one_at_a_time():
+    places = Places(3)
+    other = KIND._replace(max_num_seqs=8)
+    places.slots = lambda: tuple(  # type: ignore[method-assign]
+        Slot(s, kind, now, adapts=True)
+        for s, kind, now in zip(fleet(3), places.kinds, places.standings, strict=True)
+    )
+    places.kinds = [KIND] * 3
+
+    def carry_out(step: Step) -> str:
+        slot = slot_for(places.slots(), step)
+        i = int(slot.spec.name[1:])
+        starts = step.action is Action.START
+        places.standings[i] = Standing.STARTING if starts else Standing.DRAINING
+        places.kinds[i] = step.kind
+        places.told.append(step)
+        return slot.spec.name
+
+    places.carry_out = carry_out  # type: ignore[method-assign]
+    planner = wants(3, other)
+    settings = PlanSettings("on", minimum_replicas=2, max_changes=6, at_once=1)
+    plans = PlanControl(settings, places, lambda _arm: planner)
+    serving = []
+    for window in range(20):
+        rows = stepped(plans, window).rows
+        serving.append(places.standings.count(Standing.READY))
+        moved = [s for s in places.standings if s in {Standing.DRAINING, Standing.STARTING}]
+        assert len(moved) <= 1
+        places.standings = [
+            {Standing.DRAINING: Standing.OFF, Standing.STARTING: Standing.READY}.get(s, s)
+            for s in places.standings
+        ]
+        if any(row.outcome == Outcome.APPLIED for row in rows):
+            break
+    assert min(serving) == 2
+    assert places.kinds == [other] * 3
+
+
+def test_a_plan_whose_change_fails_is_given_up():
+    places, planner = Places(1, off=3), wants(4)
+    plans = PlanControl(PlanSettings("on", at_once=1), places, lambda _arm: planner)
+
+    stepped(plans, 0)
+    assert places.standings.count(Standing.STARTING) == 1
+    name = next(s.spec.name for s in places.slots() if s.standing is Standing.STARTING)
+    plans.learn(done(name, "start", 1.0, error="no GPU memory is left"))
+    places.standings = [Standing.READY, *[Standing.OFF] * 3]
+    ended = stepped(plans, 1)
+    assert [row.outcome for row in ended.rows] == [Outcome.GIVEN_UP]
+    assert "no GPU memory is left" in ended.events[0].message
+
+
+def test_what_starts_took_is_what_plans_reckon_with():
+    change = done("s0", "restart", 0.0, load_s=3.0, import_s=20.0, capture_s=5.0, warmup_s=0.5)
+    learned = Durations().learned(change)
+    assert (learned.load_s, learned.engine_s, learned.warmup_s) == (3.0, 25.0, 0.5)
+    assert learned.start_s == 28.5
+    assert learned.learned(replace(change, error="it died")) == learned

@@ -30,6 +30,20 @@ def test_drift_fires_at_once_and_is_remembered_over_a_pause():
     assert consider(triggers, 20) is None
 
 
+def test_another_fleet_is_a_reason_that_outlives_a_pause_and_a_restart():
+    triggers = Triggers(SETTINGS)
+    consider(triggers, 0, drifted=("reward",))
+    triggers.capacity_changed(1, "r1 does not answer")
+    triggers.capacity_changed(2, "r1 answers again")
+    assert consider(triggers, 2) is None
+    again = Triggers(SETTINGS)
+    again.restore(triggers.to_dict())
+    fired = consider(again, 9)
+    assert (fired.kind, fired.since) == ("capacity", 1)
+    assert "r1 answers again" in fired.why
+    assert consider(again, 30) is None
+
+
 def test_all_arms_below_target_is_a_reason():
     triggers = Triggers(SETTINGS)
     fired = [consider(triggers, w, best=0.7) for w in range(3)]

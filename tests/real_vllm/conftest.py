@@ -10,7 +10,7 @@ from gateway_process import serving
 ASK_FOR_IT = "set AUTOPOIESIS_VLLM_PYTHON to an interpreter with vLLM; tests/real_vllm/install.sh DIRECTORY makes one"
 SIZES = [
     "--dtype",
-    "bfloat16",
+    "float32",
     "--max-model-len",
     "2048",
     "--max-num-seqs",
@@ -41,5 +41,7 @@ def fleet(vllm_python, tiny_model, tmp_path_factory):
     options = ["--vllm", str(tiny_model), "--replicas", "2", "--vllm-python", vllm_python]
     options += ["--window", "2", "--synthesizer", "none", "--", *SIZES]
     options += ["--scheduling-policy", "priority"]
-    with serving(folder, *options, start_limit_s=400) as gateway:
-        yield gateway
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("VLLM_SERVER_DEV_MODE", "1")  # on a CPU: sleep without --enable-sleep-mode
+        with serving(folder, *options, start_limit_s=400) as gateway:
+            yield gateway

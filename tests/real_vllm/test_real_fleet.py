@@ -10,7 +10,7 @@ import psutil
 import pytest
 from gateway_process import post, run, wait_until
 
-pytestmark = [pytest.mark.vllm, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.vllm, pytest.mark.timeout(1200)]
 
 MESSAGES = [{"role": "user", "content": "Tell me of the sea, and of the ships on it."}]
 ASKED = {"model": "tiny", "messages": MESSAGES, "temperature": 0, "max_tokens": 24}
@@ -150,28 +150,38 @@ def test_an_abandoned_stream_frees_the_replica(fleet, client):
 
 
 def test_urgent_requests_go_first(fleet):
-    """On one busy replica the engine's own queue is by priority, and the gateway passes it on."""
+    """On busy replicas the engine's own queue is by priority, and the gateway passes it on."""
+    code, _, errors = run("control", "allocate", "round-robin", cwd=fleet.folder)
+    assert 0 == code, errors  # an arm without ceilings: nothing is held in the gateway
     order = []
 
     def ask(name, priority):
-        with openai.OpenAI(base_url=f"{fleet.url}/v1", api_key="-", timeout=300) as client:
-            client.chat.completions.create(
-                **ASKED | {"max_tokens": 100}, extra_body={"ignore_eos": True, "priority": priority}
-            )
+        body = ASKED | {"max_tokens": 250, "ignore_eos": True, "priority": priority}
+        asked = urllib.request.Request(
+            f"{fleet.url}/v1/chat/completions",
+            json.dumps(body).encode(),
+            {"Content-Type": "application/json"},
+        )
+        with urllib.request.urlopen(asked, timeout=600) as answer:
+            answer.read()
         order.append(name)
 
-    crowd = [threading.Thread(target=ask, args=("crowd", 5)) for _ in range(72)]
-    for thread in crowd:
-        thread.start()
-    wait_until(
-        lambda: sum(metric(a, "vllm:num_requests_waiting") for a in addresses(fleet).values()) > 8,
-        60,
-    )
-    urgent = threading.Thread(target=ask, args=("urgent", -5))
-    urgent.start()
-    for thread in [*crowd, urgent]:
-        thread.join(300)
+    try:
+        crowd = [threading.Thread(target=ask, args=("crowd", 5)) for _ in range(72)]
+        for thread in crowd:
+            thread.start()
+        wait_until(lambda: waiting(fleet) > 8, 60)
+        urgent = threading.Thread(target=ask, args=("urgent", -5))
+        urgent.start()
+        for thread in [*crowd, urgent]:
+            thread.join(600)
+    finally:
+        run("control", "release", cwd=fleet.folder)
     assert order.index("urgent") < 60
+
+
+def waiting(fleet):
+    return sum(metric(a, "vllm:num_requests_waiting") for a in addresses(fleet).values())
 
 
 def test_metrics_of_the_replicas_reach_the_telemetry(fleet):
@@ -181,6 +191,95 @@ def test_metrics_of_the_replicas_reach_the_telemetry(fleet):
     )
     rows = json.loads(run("sql", "--format", "json", query, cwd=fleet.folder)[1])
     assert all(row["running"] > 0 and row["queries"] > 0 for row in rows)
+
+
+def told(fleet):
+    code, out, errors = run("control", "fleet", "--json", "-", cwd=fleet.folder)
+    assert 0 == code, errors
+    return {r["replica"]: r for r in json.loads(out)}
+
+
+def rows(fleet, query):
+    code, out, errors = run("sql", "--format", "json", query, cwd=fleet.folder)
+    assert 0 == code, errors
+    return json.loads(out)
+
+
+def test_replicas_restart_with_other_limits_one_after_the_other_and_no_request_fails(fleet):
+    loads = under_load(fleet, 3)
+    code, _, errors = run(
+        "control", "restart", "--max-num-seqs", "8", cwd=fleet.folder, timeout=800
+    )
+    whole, cut, refused = ended(loads)
+
+    assert 0 == code, errors
+    assert whole > 0
+    assert (0, []) == (cut, refused)
+    assert {8} == {r["max_num_seqs"] for r in told(fleet).values()}
+    words = [process.cmdline() for process in fleet.running("api_server")]
+    assert ["8", "8"] == [w[len(w) - w[::-1].index("--max-num-seqs")] for w in words]
+    query = "select * from reconfigurations where action = 'restart' and error = ''"
+    wait_until(lambda: len(rows(fleet, query)) == 2, 30)
+    for change in rows(fleet, query):
+        assert change["drain_s"] > 0
+        assert change["import_s"] > 0
+        assert change["load_s"] + change["engine_s"] > 0
+        assert change["seconds"] > change["import_s"] + change["load_s"] + change["engine_s"]
+
+
+def test_limits_with_which_vllm_does_not_start_are_taken_back(fleet):
+    limits = ("--max-num-batched-tokens", "4")  # below max_num_seqs
+    code, _, errors = run("control", "restart", "replica-0", *limits, cwd=fleet.folder, timeout=800)
+
+    assert 1 == code
+    assert "max_num_batched_tokens" in errors
+    wait_until(lambda: told(fleet)["replica-0"]["standing"] == "ready", 600)
+    assert 8 == told(fleet)["replica-0"]["max_num_seqs"]
+    assert 4 != told(fleet)["replica-0"]["max_num_batched_tokens"]
+
+
+def test_a_replica_sleeps_gets_nothing_and_serves_again_when_woken(fleet):
+    loads = under_load(fleet, 3)
+    code, _, errors = run("control", "sleep", "replica-1", cwd=fleet.folder)
+    assert 0 == code, errors
+    assert "asleep" == told(fleet)["replica-1"]["standing"]
+    asleep = addresses(fleet)["replica-1"]
+    with urllib.request.urlopen(f"http://{asleep}/is_sleeping", timeout=5) as answer:
+        assert json.load(answer)["is_sleeping"]
+    before = sum(load.whole for load in loads)
+    wait_until(lambda: sum(load.whole for load in loads) > before + 6, 60)
+    code, _, errors = run("control", "wake", "replica-1", cwd=fleet.folder)
+    assert 0 == code, errors
+    taken = metric(asleep, "vllm:prefix_cache_queries_total")
+    wait_until(lambda: metric(asleep, "vllm:prefix_cache_queries_total") > taken, 60)
+    _, cut, refused = ended(loads)
+    assert (0, []) == (cut, refused)
+
+
+def test_hits_that_were_expected_are_compared_with_those_that_vllm_counted(fleet):
+    query = "select expected, observed, tokens from prefix_errors where tokens > 0"
+    wait_until(lambda: rows(fleet, query), 30)
+    for row in rows(fleet, query):
+        assert 0.0 <= row["expected"] <= 1.0
+        assert 0.0 <= row["observed"] <= 1.0
+
+
+def test_the_twin_is_validated_on_what_was_recorded(fleet):
+    code, out, errors = run(
+        "twin",
+        "validate",
+        "--max-num-seqs",
+        "16",
+        "--json",
+        "-",
+        "--quiet",
+        cwd=fleet.folder,
+        timeout=300,
+    )
+    assert 0 == code, errors
+    validation = json.loads(out)
+    assert validation["requests"] > 50
+    assert validation["median_error"]["ttft_s"] > 0.0
 
 
 def test_a_killed_replica_loses_only_what_it_was_streaming_and_comes_back(fleet):
@@ -195,8 +294,9 @@ def test_a_killed_replica_loses_only_what_it_was_streaming_and_comes_back(fleet)
     before = sum(load.whole for load in loads)
     wait_until(lambda: sum(load.whole for load in loads) > before + 6, 60)
     _, cut, refused = ended(loads)
-    assert [] == refused
-    assert cut <= len(loads)
+    # vLLM sends headers before the first token, and after them Envoy repeats nothing: of the streams
+    # that were on it, those without a token are lost as well; nobody else is.
+    assert cut + len(refused) <= len(loads)
     psutil.wait_procs(workers, timeout=10)
     assert not [worker for worker in workers if worker.is_running()]
     wait_until(lambda: came_back(fleet, name), 300)
