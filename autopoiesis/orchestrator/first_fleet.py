@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable, Sequence
+from functools import partial
 
 from autopoiesis.orchestrator.child import Child
 from autopoiesis.orchestrator.local_replica import LocalReplica
@@ -44,9 +45,9 @@ def check_alike(servers: Sequence[Server]) -> None:
 
 
 def simulated_replicas(
-    settings: Settings, new_child: Callable[[str], Child]
+    settings: Settings, new_child: Callable[[str], Child], model: str | None = None
 ) -> tuple[LocalReplica, ...]:
-    """Return the simulated replicas; none of them runs yet."""
+    """Return the simulated replicas, which serve a model of this name; none of them runs yet."""
     names = settings.profile
     members = [
         Member(f"sim-{i}", f"127.0.0.1:{port}", names[i % len(names)], kind="simulated")
@@ -56,7 +57,7 @@ def simulated_replicas(
         LocalReplica(
             member,
             new_child(member.name),
-            simulated_command,
+            partial(simulated_command, model=model),
             explain=last_line,
             start_limit_s=SIMULATED_START_S,
         )

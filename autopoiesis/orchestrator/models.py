@@ -39,7 +39,7 @@ _COMMON = frozenset(
     ("data_dir", "host", "port", "gateway", "control_host", "control_token", "for_s", "models")
 )
 """Settings that are the same for all models."""
-_FLEETS = ("replica", "vllm")
+_FLEETS = ("replica", "fleet_file", "vllm")
 
 
 class Model(NamedTuple):

@@ -134,12 +134,13 @@ class Command:
     """Variables on top of the parent's."""
 
 
-def simulated_command(member: Member, seed: int = 0) -> Command:
-    """Return the command that serves a simulated member."""
+def simulated_command(member: Member, seed: int = 0, model: str | None = None) -> Command:
+    """Return the command that serves a simulated member, under the model name given, if any."""
     host, _, port = member.address.rpartition(":")
     argv = [sys.executable, "-m", "autopoiesis.replicas.simulated"]
     argv += ["--name", member.name, "--host", host.strip("[]"), "--port", port]
     argv += ["--profile", member.profile, "--speed", repr(member.speed), "--seed", str(seed)]
+    argv += ["--model", model] if model else []
     for option in ("max_num_seqs", "max_num_batched_tokens"):
         if value := getattr(member, option):
             argv += [f"--{option.replace('_', '-')}", str(value)]
