@@ -100,6 +100,10 @@ def cut(path: Path, options: argparse.Namespace, target: Path) -> None:
     trace: Trace = read_trace(path)
     fits = trace.input_tokens + trace.output_tokens < options.longest // TOKENIZED // 2
     trace = trace.select(np.flatnonzero(fits)).speed(options.speed).slice(0.0, options.seconds)
+    if not len(trace):
+        sys.exit(
+            f"{path} has no request in that time that the model can take; name another --trace"
+        )
     rate = len(trace) / options.seconds
     if rate > options.most_rps:
         rows = np.sort(
@@ -281,7 +285,7 @@ def main() -> None:
     options.model = options.out / "model"
     make_model(options.vllm_python, options.model, options.tiny)
     chosen = options.trace or [
-        ROOT / "traces" / f"{name}.parquet" for name in ("azure2023_conv_a", "agentic_coding_a")
+        ROOT / "traces" / f"{name}.parquet" for name in ("azure2023_conv_a", "azure2023_code_a")
     ]
     traces = [options.out / path.name for path in chosen]
     for path, target in zip(chosen, traces, strict=True):

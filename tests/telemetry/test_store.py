@@ -365,5 +365,5 @@ def test_every_record_type_has_its_table() -> None:
     }
     assert names == {
         "WindowRow", "CellRow", "RequestRecord", "ReplicaSample", "ArmEstimate", "TwinErrorRow",
-        "EventRow", "CandidateRow", "SynthesisRow", "PlanRow",
+        "EventRow", "CandidateRow", "SynthesisRow", "PlanRow", "PrefixErrorRow",
     }  # fmt: skip
