@@ -2,15 +2,13 @@
 
 import asyncio
 import logging
-import threading
-from collections import deque
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
 
 import grpc
-from grpc._cython import cygrpc
+import grpc.aio
 
 log = logging.getLogger(__name__)
 
@@ -22,12 +20,8 @@ BREAK_S = 0.005
 GRACE_S = 0.5
 """How long calls may go on after the server was told to close."""
 
-AWAITED = 16
-"""Calls that may come at once without waiting for our thread."""
-
 Code = grpc.StatusCode
-core: Any = cygrpc
-"""gRPC's core, as the library itself uses it: not a public interface, so its version is pinned."""
+_END: object = grpc.aio.EOF  # pyright: ignore[reportAttributeAccessIssue] - the stubs lack it
 
 
 class Caller(Protocol):
@@ -46,248 +40,147 @@ class Caller(Protocol):
         ...
 
 
-Service = Callable[["Call"], Caller]
-"""Answers a new call with who is told its messages."""
-
-
 class Call:
-    """Our end of one call. Its methods are for the event loop; what begins with `_on` runs in the core's thread."""
+    """Our end of one call."""
 
-    __slots__ = (
-        "_caller",
-        "_core",
-        "_inside",
-        "_opened",
-        "_sending",
-        "_server",
-        "_service",
-        "_status",
-        "_unsent",
-        "is_over",
-    )
+    __slots__ = ("_context", "_inside", "_late", "_serving", "_status", "_unsent", "is_over")
 
-    def __init__(self, server: "Server", core: Any, service: Service) -> None:
+    def __init__(self, context: Any) -> None:
         self.is_over = False
         """Ended by us or broken off; nothing more can be said."""
-        self._server = server
-        self._core = core
-        self._service = service
-        self._caller: Caller | None = None
+        self._context = context
         self._unsent: list[bytes] = []
-        self._status: tuple[int, bytes] | None = None
-        self._opened = False
-        self._sending = False
-        """The core has not yet taken what was said last."""
+        self._status = (Code.OK, "")
         self._inside = False
         """The caller is being told something: what it says is sent when it returns."""
+        self._serving: asyncio.Task[Any] | None = None
+        self._late: asyncio.Task[None] | None = None
 
     def send(self, message: bytes) -> None:
         """Send a message; in vain if the call is over."""
         if not self.is_over:
             self._unsent.append(message)
-            if not self._inside:
-                self._flush()
+            self._soon()
 
     def end(self, code: grpc.StatusCode = Code.OK, message: str = "") -> None:
         """End the call, once what was sent before has gone out."""
         if not self.is_over:
             self.is_over = True
-            self._status = (code.value[0], message.encode())
-            if not self._inside:
-                self._flush()
+            self._status = (code, message)
+            self._soon()
 
-    def begin(self) -> None:
-        """Follow the call."""
-        self._core.start_server_batch((core.ReceiveCloseOnServerOperation(0),), self._on_close)
-        self._read()
+    async def serve(self, caller: Caller) -> None:
+        """Hand on what comes in, send what the caller says, until either side ends the call."""
+        self._serving = asyncio.current_task()
+        try:
+            while not self.is_over:
+                message = await self._context.read()
+                if message is _END:  # so says a call that is broken off, too, just before it tells
+                    await asyncio.sleep(BREAK_S)
+                self._tell(caller, None if message is _END else message)
+                await self._send_all()
+                if message is _END and not self.is_over:
+                    await asyncio.Event().wait()  # until `end`, which ends this wait too
+        except asyncio.CancelledError:
+            if not self.is_over:  # by the other side
+                raise
+        finally:
+            if not self.is_over:
+                self.is_over = True
+                caller.gone()
+        if self._late is not None:
+            await self._late
+        self._context.set_code(self._status[0])
+        self._context.set_details(self._status[1])
 
-    def _read(self) -> None:
-        self._core.start_server_batch((core.ReceiveMessageOperation(0),), self._on_message)
+    def _soon(self) -> None:
+        """Send what was said while the other side was silent."""
+        if not self._inside and self._late is None:
+            self._late = asyncio.ensure_future(self._send_late())
 
-    def _on_message(self, event: Any) -> None:
-        message: bytes | None = event.batch_operations[0].message()
-        if message is None:
-            self._server.in_loop(self._no_more)
+    async def _send_late(self) -> None:
+        with suppress(grpc.aio.BaseError):  # the call is broken off, as its reader learns
+            await self._send_all()
+        if self.is_over and self._serving is not None:
+            self._serving.cancel()
         else:
-            self._server.in_loop(self._take, message)
+            self._late = None
 
-    def _on_close(self, event: Any) -> None:
-        if event.batch_operations[0].cancelled():
-            self._server.in_loop(self._broken_off)
+    async def _send_all(self) -> None:
+        while self._unsent:
+            await self._context.write(self._unsent.pop(0))
 
-    def _on_sent(self, _: Any) -> None:
-        with self._server.turn:
-            self._sending = False
-        self._flush()
-
-    def _flush(self) -> None:
-        """Hand what is unsent to the core, which takes one message at a time."""
-        with self._server.turn:
-            if self._sending or not (self._unsent or self._status):
-                return
-            operations: list[Any] = []
-            if not self._opened:
-                self._opened = True
-                operations.append(core.SendInitialMetadataOperation(None, 0))
-            if self._unsent:
-                operations.append(core.SendMessageOperation(self._unsent.pop(0), 0))
-            if self._status and not self._unsent:
-                operations.append(core.SendStatusFromServerOperation(None, *self._status, 0))
-                self._status = None
-            self._sending = True
-        self._core.start_server_batch(operations, self._on_sent)
-
-    def _take(self, message: bytes) -> None:
-        self._tell(message)
-        if not self.is_over:
-            self._read()
-
-    def _no_more(self) -> None:
-        """So says a call that is broken off, too, just before it tells."""
-        asyncio.get_running_loop().call_later(BREAK_S, self._tell, None)
-
-    def _broken_off(self) -> None:
-        if not self.is_over:
-            self.is_over = True
-            if self._caller is not None:
-                self._caller.gone()
-
-    def _tell(self, message: bytes | None) -> None:
-        if self.is_over:
-            return
+    def _tell(self, caller: Caller, message: bytes | None) -> None:
         self._inside = True
         try:
-            if self._caller is None:
-                self._caller = self._service(self)
             if message is None:
-                self._caller.half_closed()
+                caller.half_closed()
             else:
-                self._caller.received(message)
+                caller.received(message)
         except Exception:
             log.exception("A message could not be answered")
             self.end(Code.INTERNAL, "the message could not be answered")
         finally:
             self._inside = False
-            self._flush()
 
 
-class Server:
-    """Serves calls by their path, `/package.Service/Method`.
+Service = Callable[[Call], Caller]
+"""Answers a new call with who is told its messages."""
 
-    gRPC's core is driven as the library's own blocking server drives it, but without a thread per
-    call: one thread waits for the core, and the event loop is woken for messages only.
-    """
+
+class Server(grpc.GenericRpcHandler):
+    """Serves calls by their path, `/package.Service/Method`."""
 
     def __init__(self, services: Mapping[str, Service], longest_message: int) -> None:
         """A call with a message of more than `longest_message` bytes is refused."""
-        self.turn = threading.Lock()
-        """Held while the state of a call changes that both threads look at."""
-        self._services = dict(services)
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._for_loop: deque[tuple[Callable[..., None], tuple[bytes, ...]]] = deque()
-        self._is_woken = False
-        self._is_closing = False
-        self._closed = asyncio.Event()
-        options = (
-            (b"grpc.max_receive_message_length", longest_message),
-            (b"grpc.so_reuseport", 0),
-            (b"grpc.max_concurrent_streams", 100_000),
-            (b"grpc.http2.bdp_probe", 0),
+        self._handlers = {path: _handler(service) for path, service in services.items()}
+        self._server = grpc.aio.server(
+            options=[
+                ("grpc.max_receive_message_length", longest_message),
+                ("grpc.so_reuseport", 0),
+                ("grpc.max_concurrent_streams", 100_000),
+            ]
         )
-        self._queue: Any = core.CompletionQueue()
-        self._core: Any = core.Server(options, False)
-        self._core.register_completion_queue(self._queue)
-        self._thread = threading.Thread(target=self._follow, name="gRPC", daemon=True)
+        self._server.add_generic_rpc_handlers((self,))
+
+    def service(self, handler_call_details: grpc.HandlerCallDetails) -> Any:
+        """Return who serves a path, None if nobody does."""
+        return self._handlers.get(handler_call_details.method)
 
     async def listen_on_socket(self, path: Path) -> None:
         """Listen on a Unix socket."""
         path.unlink(missing_ok=True)
-        self._listen(f"unix:{path}", None)
+        self._server.add_insecure_port(f"unix:{path}")
+        await self._server.start()
 
     async def listen_on_port(
         self, host: str, port: int, tls: tuple[bytes, bytes] | None = None
     ) -> int:
         """Listen on a TCP port (0: any) and return it; OSError if it is taken. `tls`: key and certificate, PEM."""
         address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-        credentials: Any = grpc.ssl_server_credentials([tls]) if tls else None
-        return self._listen(address, credentials)
+        try:
+            if tls:
+                credentials = grpc.ssl_server_credentials([tls])
+                taken = self._server.add_secure_port(address, credentials)
+            else:
+                taken = self._server.add_insecure_port(address)
+        except RuntimeError as error:
+            raise OSError(str(error)) from None
+        await self._server.start()
+        return taken
 
     async def close(self) -> None:
         """Listen no more and hang up."""
-        if not self._thread.is_alive():
-            return
-        self._is_closing = True
-        self._core.shutdown(self._queue, self._on_shutdown)
-        try:
-            await asyncio.wait_for(self._closed.wait(), GRACE_S)
-        except TimeoutError:
-            self._core.cancel_all_calls()
-            await self._closed.wait()
-        self._core.destroy()
-        self._queue.shutdown()
-        await asyncio.to_thread(self._thread.join)
-
-    def in_loop(self, act: Callable[..., None], *given: bytes) -> None:
-        """Have the event loop do something, in the order in which it was asked."""
-        self._for_loop.append((act, given))
-        if not self._is_woken:
-            self._is_woken = True
-            assert self._loop
-            with suppress(RuntimeError):  # it has ended
-                self._loop.call_soon_threadsafe(self._do_all)
-
-    def _listen(self, address: str, credentials: Any) -> int:
-        self._loop = asyncio.get_running_loop()
-        secret = (credentials._credentials,) if credentials else ()  # noqa: SLF001
-        try:
-            taken: int = self._core.add_http2_port(address.encode(), *secret)
-        except RuntimeError as error:
-            raise OSError(str(error)) from None
-        if not taken:
-            raise OSError(f"cannot listen on {address}")
-        self._core.start()
-        for _ in range(AWAITED):
-            self._await_call()
-        self._thread.start()
-        return taken
-
-    def _do_all(self) -> None:
-        self._is_woken = False  # first: what comes from now on wakes again
-        while self._for_loop:
-            act, given = self._for_loop.popleft()
-            act(*given)
-
-    def _follow(self) -> None:
-        """Wait for the core, until it has nothing more to tell."""
-        while (event := self._queue.poll()).completion_type != core.CompletionType.queue_shutdown:
-            try:
-                event.tag(event)
-            except Exception:
-                log.exception("An event of gRPC's core could not be followed")
-            del event  # it holds the call
-
-    def _await_call(self) -> None:
-        self._core.request_call(self._queue, self._queue, self._on_call)
-
-    def _on_call(self, event: Any) -> None:
-        if self._is_closing or not event.success:
-            return
-        self._await_call()
-        path = event.call_details.method.decode()
-        service = self._services.get(path)
-        call = Call(self, event.call, service or _nobody)
-        if service:
-            call.begin()
-        else:
-            call.end(Code.UNIMPLEMENTED, f"{path} is not served")
-
-    def _on_shutdown(self, _: Any) -> None:
-        assert self._loop
-        self._loop.call_soon_threadsafe(self._closed.set)
+        await self._server.stop(GRACE_S)
 
 
-def _nobody(_: Call) -> Caller:
-    raise NotImplementedError
+def _handler(service: Service) -> Any:
+    async def serve(_: Any, context: Any) -> None:
+        call = Call(context)
+        with suppress(grpc.aio.BaseError):  # the other side is gone; the caller was told
+            await call.serve(service(call))
+
+    return grpc.stream_stream_rpc_method_handler(serve)
 
 
 class HealthCheck:
