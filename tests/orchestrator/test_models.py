@@ -150,8 +150,8 @@ def test_another_name_of_a_model_comes_to_its_fleet(client):
 def test_a_stream_and_a_large_body_pass(client):
     chunks = list(say(client, "org/large", stream=True).parse())
     assert chunks
-    text = "so many words " * 100_000
-    answer = client.completions.create(model="small", prompt=text, max_tokens=1)
+    note = {"note": "so many words " * 100_000}
+    answer = client.completions.create(model="small", prompt="hi", max_tokens=1, extra_body=note)
     assert 1 == answer.usage.completion_tokens
 
 
