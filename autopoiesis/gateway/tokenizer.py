@@ -8,6 +8,8 @@ never a client's.
 import aiohttp
 import orjson
 
+from autopoiesis.replicas.probe import ProbeError, probe
+
 SAMPLE = """The harbour lies open to the west, and in winter the wind drives the swell against the mole for days.
 Ships wait in the roads until it turns; their crews mend nets, write letters, and argue about the price of
 coal. "You will see," the pilot says, "it clears by Thursday." On 14 March 1987 at 06:45 it did: 23 vessels
@@ -32,20 +34,13 @@ async def chars_per_token(address: str) -> float | None:
     """Return the characters per token of a sample by the tokenizer at `host:port`; None if it offers none."""
     limit = aiohttp.ClientTimeout(total=TIMEOUT_S)
     try:
-        async with aiohttp.ClientSession(timeout=limit) as session:
-            async with session.get(f"http://{address}/v1/models") as answer:
-                model = orjson.loads(await answer.read())["data"][0]["id"]
-            body = {"model": model, "prompt": SAMPLE}
-            async with session.post(f"http://{address}/tokenize", json=body) as answer:
-                count = int(orjson.loads(await answer.read())["count"])
-    except (
-        aiohttp.ClientError,
-        TimeoutError,
-        OSError,
-        ValueError,
-        KeyError,
-        IndexError,
-        TypeError,
-    ):
+        server = await probe(f"http://{address}", TIMEOUT_S)
+        body = {"model": server.models[0], "prompt": SAMPLE}
+        async with (
+            aiohttp.ClientSession(timeout=limit) as session,
+            session.post(f"{server.url}/tokenize", json=body) as answer,
+        ):
+            count = int(orjson.loads(await answer.read())["count"])
+    except (ProbeError, aiohttp.ClientError, OSError, ValueError, KeyError, TypeError):
         return None
     return len(SAMPLE) / count if count > 0 else None

@@ -2,19 +2,18 @@
 
 A window's own utility does not show that. An arm that lets everybody wait looks no worse than one that
 refuses some, until the load falls and one of them has a queue to work off. So the twin goes
-on after the window, with half of its requests once more, and sees how those fare.
+on after the window, with a quarter of its requests once more, and sees how those fare.
 """
 
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from autopoiesis.arms.allocation import SHARDS
 from autopoiesis.arms.machine import Program
 from autopoiesis.arms.objective import Objective
-from autopoiesis.orchestrator.reward import judge
+from autopoiesis.orchestrator.rerun import replay_each
 from autopoiesis.twin.composition import splice
-from autopoiesis.twin.simulation import ReplicaSpec, SimCell, Simulation
+from autopoiesis.twin.simulation import ReplicaSpec
 from autopoiesis.twin.trace import Trace
 
 EVERY = 4
@@ -29,14 +28,14 @@ def aftermath(
     programs: Mapping[str, Program],
     objective: Objective,
     seed: int,
-    bounds_s: tuple[float, float, float],
+    window_s: tuple[float, float, float],
 ) -> dict[str, float]:
     """Return each arm's mean utility of the requests that come after the window, less the arms' mean.
 
-    `bounds_s` are the times where the warm-up and the window begin and where the window ends. Empty
+    `window_s` are the times where the warm-up and the window begin and where the window ends. Empty
     where nothing comes or nothing differs.
     """
-    warm_s, started_s, ended_s = bounds_s
+    warm_s, started_s, ended_s = window_s
     before = trace.slice(warm_s, ended_s)
     again = trace.slice(started_s, ended_s)
     again = again.select(np.arange(0, len(again), EVERY))
@@ -45,15 +44,9 @@ def aftermath(
     both = splice([before, again], trace.name)
     began_s = float(both.arrival_s[len(before)])
     end_s = began_s + 2.0 * (ended_s - started_s)
-    everything = tuple(range(len(replicas))), tuple(range(SHARDS))
-    utility: dict[str, float] = {}
-    for arm, program in programs.items():
-        simulation = Simulation(both, replicas, objective, seed)
-        simulation.allocate([SimCell(program, *everything)])
-        simulation.advance(end_s)
-        after = judge(simulation.outcome(), objective, began_s, np.inf, end_s).mean_utility()
-        if after is not None:
-            utility[arm] = after
+    bounds_s = 0.0, began_s, end_s, end_s
+    judged = replay_each(both, replicas, programs, objective, bounds_s, seed)
+    utility = {arm: u for arm, j in judged.items() if (u := j.mean_utility()) is not None}
     mean = float(np.mean([*utility.values()])) if utility else 0.0
     if not utility or max(utility.values()) - min(utility.values()) < DECISIVE:
         return {}

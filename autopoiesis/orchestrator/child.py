@@ -132,6 +132,12 @@ class Child:
             await asyncio.sleep(LOG_LOOK_S)
 
 
+def told_of_exit(name: str, code: int, log: Path) -> str:
+    """Return what an operator should know of a child that ended by itself."""
+    how = f"was killed by signal {-code}" if code < 0 else f"ended with code {code}"
+    return f"{name} {how}; it is started again (log: {log})"
+
+
 def _kill_group(leader: int) -> None:
     """Kill what a process that has ended left behind of its group: workers of a server, for one."""
     with suppress(ProcessLookupError, PermissionError):

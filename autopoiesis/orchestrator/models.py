@@ -18,7 +18,7 @@ from pydantic import ValidationError
 from autopoiesis.gateway import envoy
 from autopoiesis.gateway.models import Fleet
 from autopoiesis.gateway.settings import DataPlaneSettings, RunDir
-from autopoiesis.orchestrator.child import Child
+from autopoiesis.orchestrator.child import Child, told_of_exit
 from autopoiesis.orchestrator.settings import Settings, SettingsError
 from autopoiesis.orchestrator.supervisor import (
     STOP_GRACE_S,
@@ -186,7 +186,7 @@ class Models:
         self.settings = self.settings.model_copy(update={"gateway": gateway})
 
     def _on_exit(self, name: str, code: int) -> None:
-        self._say(f"{name} ended with code {code}; it is started again")
+        self._say(told_of_exit(name, code, self.settings.data_dir / "logs" / f"{name}.log"))
 
     async def _wait_ready(self, child: Child) -> None:
         own = aiohttp.TCPConnector(ssl=False)  # its certificate is for its clients to judge

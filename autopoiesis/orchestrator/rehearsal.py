@@ -11,13 +11,13 @@ from functools import cached_property
 
 import numpy as np
 
-from autopoiesis.arms.allocation import SHARDS
 from autopoiesis.arms.machine import Program
 from autopoiesis.arms.objective import Objective
 from autopoiesis.orchestrator.aftermath import aftermath
 from autopoiesis.orchestrator.observation import Observation, unfinished
-from autopoiesis.orchestrator.reward import Judged, judge
-from autopoiesis.twin.simulation import ReplicaSpec, SimCell, Simulation
+from autopoiesis.orchestrator.rerun import replay_each, replay_under
+from autopoiesis.orchestrator.reward import Judged
+from autopoiesis.twin.simulation import SimCell
 from autopoiesis.twin.trace import Trace
 
 WARMUP_WINDOWS = 2
@@ -71,11 +71,15 @@ class Rehearsal:
 
     def under(self, programs: Mapping[str, Program], speed: float = 1.0) -> dict[str, Judged]:
         """Return the window's requests as each arm serves them, with `speed` times the load."""
-        everything = tuple(range(len(self.seen.replicas))), tuple(range(SHARDS))
-        return {
-            arm: self._replay([SimCell(program, *everything)], speed)
-            for arm, program in programs.items()
-        }
+        return replay_each(
+            self._replayed,
+            self.seen.replicas,
+            programs,
+            self.objective,
+            self._bounds_s,
+            self.seed,
+            speed,
+        )
 
     def split(
         self, program: Program, sides: Sequence[tuple[tuple[int, ...], tuple[int, ...]]]
@@ -88,51 +92,31 @@ class Rehearsal:
             SimCell(_unlike(program, i), replicas, shards)
             for i, (replicas, shards) in enumerate(sides)
         ]
-        return self._replay(cells)
-
-    def _replay(self, cells: Sequence[SimCell], speed: float = 1.0) -> Judged:
-        bounds_s = (self.warm_s, self.started_s, self.ended_s, self.seen.ended_s)
         return replay_under(
-            self._replayed, self.seen.replicas, cells, self.objective, bounds_s, self.seed, speed
+            self._replayed, self.seen.replicas, cells, self.objective, self._bounds_s, self.seed
         )
+
+    @property
+    def _bounds_s(self) -> tuple[float, float, float, float]:
+        return self.warm_s, self.started_s, self.ended_s, self.seen.ended_s
 
     def lean(self, programs: Mapping[str, Program]) -> dict[str, float]:
         """Return by how much to prefer each arm for what it would do under more load, and leaves behind."""
         stressed = self.under(programs, STRESS)
         utility = {a: u for a, j in stressed.items() if (u := j.mean_utility()) is not None}
         mean = float(np.mean([*utility.values()])) if utility else 0.0
-        bounds_s = self.warm_s, self.started_s, self.ended_s
         after = aftermath(
-            self._replayed, self.seen.replicas, programs, self.objective, self.seed, bounds_s
+            self._replayed,
+            self.seen.replicas,
+            programs,
+            self.objective,
+            self.seed,
+            self._bounds_s[:3],
         )
         return {
             arm: STRESS_WEIGHT * (u - mean) + AFTERMATH_WEIGHT * after.get(arm, 0.0)
             for arm, u in utility.items()
         }
-
-
-def replay_under(
-    trace: Trace,
-    replicas: Sequence[ReplicaSpec],
-    cells: Sequence[SimCell],
-    objective: Objective,
-    bounds_s: tuple[float, float, float, float],
-    seed: int,
-    speed: float = 1.0,
-) -> Judged:
-    """Return the window's requests as the twin serves them in these cells.
-
-    `bounds_s` are the times where the warm-up, the window, what follows it, and nothing begin; what
-    follows is replayed too, because it competes with the window's last requests. With a `speed` the
-    requests come that many times as fast.
-    """
-    warm_s = bounds_s[0]
-    started_s, ended_s, now_s = ((at - warm_s) / speed for at in bounds_s[1:])
-    part = trace.slice(warm_s, bounds_s[3]).speed(speed)
-    simulation = Simulation(part, replicas, objective, seed)
-    simulation.allocate(cells)
-    simulation.advance(now_s)
-    return judge(simulation.outcome(), objective, started_s, ended_s, now_s)
 
 
 def _unlike(program: Program, number: int) -> Program:

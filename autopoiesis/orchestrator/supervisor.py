@@ -20,7 +20,7 @@ from autopoiesis.gateway import envoy
 from autopoiesis.gateway.endpoints import write_endpoints
 from autopoiesis.gateway.files import read_or_create_secret
 from autopoiesis.gateway.settings import DataPlaneSettings, RunDir
-from autopoiesis.orchestrator.child import Child
+from autopoiesis.orchestrator.child import Child, told_of_exit
 from autopoiesis.orchestrator.control_access import write_token
 from autopoiesis.orchestrator.discovery import Discovery
 from autopoiesis.orchestrator.first_fleet import simulated_replicas
@@ -219,10 +219,7 @@ class Supervisor:
         self._following = [asyncio.create_task(task) for task in beside]
 
     def _on_exit(self, name: str, code: int) -> None:
-        how = f"was killed by signal {-code}" if code < 0 else f"ended with code {code}"
-        self.say(
-            f"{name} {how}; it is started again (log: {self.settings.data_dir / 'logs' / name}.log)"
-        )
+        self.say(told_of_exit(name, code, self.settings.data_dir / "logs" / f"{name}.log"))
 
     async def _wait_ready(self) -> None:
         waiting_for = {f"{self.control_url}/health": "controller"}

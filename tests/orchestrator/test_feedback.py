@@ -5,7 +5,8 @@ from traffic import fleet, human, poisson, registry
 from autopoiesis.arms.allocation import SHARDS
 from autopoiesis.arms.objective import Objective
 from autopoiesis.orchestrator.feedback import Played, TwinCorrection, regret_of, twin_errors
-from autopoiesis.orchestrator.rehearsal import affordable, replay_under
+from autopoiesis.orchestrator.rehearsal import affordable
+from autopoiesis.orchestrator.rerun import replay_under
 from autopoiesis.twin.cells import SimCell
 
 OBJECTIVE = Objective(0.3, 0.03)
