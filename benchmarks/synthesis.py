@@ -1,7 +1,7 @@
 """How fast a synthesis cycle works, and whether what it finds is worth more than what is there already.
 
     python benchmarks/synthesis.py speed [--seconds 10] [--only NAME,NAME]
-    python benchmarks/synthesis.py quality [--replays 800] [--seeds 3] [--only NAME,NAME] [--json FILE]
+    python benchmarks/synthesis.py quality [--replays 800] [--seeds 3] [--only NAME,NAME] [--processes 2] [--json FILE]
 
 `speed` keeps two cores busy, as many processes at once, and times candidates at screen level; then whole cycles
 in a worker process of their own, from the trigger to the first promoted arm.
@@ -11,11 +11,13 @@ in the product's own cycle with its own gates: evolution, tuning of the human ar
 best of as many as the replays allow). What each puts forward, or else the best human arm of that half, serves the
 second half, which nothing was chosen on. Replays are counted, not seconds, so the machine's speed plays no part.
 Intervals (95 %) are Student's t over the windows of the second half, each the mean over the seeds of search.
+Regimes that the file of `--json` has already, judged with as many replays and seeds, are not judged again.
 """
 
 import argparse
 import ast
 import json
+import sys
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -29,6 +31,7 @@ from autopoiesis.arms.compiler import compile_policy
 from autopoiesis.arms.language import verify
 from autopoiesis.arms.objective import Objective
 from autopoiesis.arms.seeds import seed_arms
+from autopoiesis.atomic import write_atomically
 from autopoiesis.synthesis import vocabulary
 from autopoiesis.synthesis.brief import Brief, Incumbent, cut
 from autopoiesis.synthesis.cycle import load_kernels
@@ -303,33 +306,56 @@ HEAD = ("regime", "best human arm", "its utility", "evolved over it", "tuned ove
 
 
 def quality(replays: int, seeds: int, only: str, json_file: Path | None, processes: int) -> None:
-    """Judge every regime and print a row for each as it is done."""
+    """Judge every regime that is not judged yet, and print a row for each as it is done."""
     names = [r.name for r in REGIMES if any(part in r.name for part in only.split(","))]
-    brief, _ = brief_of(REGIMES[0], 1.0, 0)
-    load_kernels(brief)
     print(
         f"{replays} replays each, {seeds} seeds of search, utility in the second half of each trace\n"
     )
     print(f"| {' | '.join(HEAD)} |")
     print("| --- " * len(HEAD) + "|", flush=True)
-    results: list[Judged] = []
+    results = judged_before(json_file, replays, seeds)
+    for result in results:
+        print(table_row(result, seeds), flush=True)
+    left = [name for name in names if name not in {result.regime for result in results}]
+    brief, _ = brief_of(REGIMES[0], 1.0, 0)
+    load_kernels(brief)
+    began_s = time.monotonic()
     with ProcessPoolExecutor(processes) as pool:
-        for done in as_completed([pool.submit(judge, name, replays, seeds) for name in names]):
-            r = done.result()
-            results.append(r)
-            ways = [f"{r.over_human[w]} ({r.promoted[w]} of {seeds})" for w in WAYS]
-            told = [str(r.evolved_over[other]) for other in ("tuned", "random", "hindsight")]
-            cells = [
-                r.regime,
-                r.best_human,
-                f"{r.human:.4f}",
-                *ways,
-                *told[:2],
-                f"{r.hindsight}: {told[2]}",
-            ]
-            print(f"| {' | '.join(cells)} |", flush=True)
+        for done in as_completed([pool.submit(judge, name, replays, seeds) for name in left]):
+            results.append(done.result())
+            print(table_row(results[-1], seeds), flush=True)
+            took_s = time.monotonic() - began_s
+            print(f"{results[-1].regime}: done after {took_s:.0f} s", file=sys.stderr, flush=True)
             if json_file:
-                json_file.write_text(json.dumps([asdict(result) for result in results], indent=1))
+                kept = {"replays": replays, "seeds": seeds, "results": list(map(asdict, results))}
+                write_atomically(json_file, json.dumps(kept, indent=1).encode())
+
+
+def judged_before(json_file: Path | None, replays: int, seeds: int) -> list[Judged]:
+    """Return what an earlier run has judged with as many replays and seeds."""
+    if json_file is None or not json_file.exists():
+        return []
+    kept = json.loads(json_file.read_bytes())
+    if (kept["replays"], kept["seeds"]) != (replays, seeds):
+        raise SystemExit(
+            f"{json_file} has {kept['replays']} replays and {kept['seeds']} seeds; name another file."
+        )
+    results: list[Judged] = []
+    for plain in kept["results"]:
+        for name in ("over_human", "evolved_over"):
+            plain[name] = {over: Gain(**gain) for over, gain in plain[name].items()}
+        results.append(Judged(**plain))
+    return results
+
+
+def table_row(r: Judged, seeds: int) -> str:
+    """Return a regime's row of the table."""
+    ways = [f"{r.over_human[w]} ({r.promoted[w]} of {seeds})" for w in WAYS]
+    told = [str(r.evolved_over[other]) for other in ("tuned", "random", "hindsight")]
+    hindsight = f"{r.hindsight}: {told[2]}"
+    return (
+        f"| {' | '.join([r.regime, r.best_human, f'{r.human:.4f}', *ways, *told[:2], hindsight])} |"
+    )
 
 
 def main() -> None:

@@ -4,9 +4,13 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
+from autopoiesis.arms.arm import Arm
 from autopoiesis.arms.registry import Registry
+from autopoiesis.orchestrator.fleet_watch import specs_of
 from autopoiesis.orchestrator.governor import Governor
+from autopoiesis.orchestrator.growing_plans import PlanningBrief, planning_brief
 from autopoiesis.orchestrator.growth import (
     LESSONS,
     RACE_WORTH,
@@ -58,6 +62,9 @@ class Growing:
         self._store = store
         self._registry = registry
         self._members = tuple(members)
+        self._met = {member.name: member for member in members}
+        """Everybody who was in the fleet."""
+        self._plans_next = settings.plan_control == "on"
         self._loop = loop
         self._governor = governor
         self._status = status
@@ -68,6 +75,7 @@ class Growing:
     def follow(self, members: Sequence[Member]) -> None:
         """Take over who is in the fleet."""
         self._members = tuple(members)
+        self._met |= {member.name: member for member in members}
 
     def begin(self, trigger: Trigger, recent: Trace, fleet: Sequence[ReplicaSpec]) -> None:
         """Begin a cycle on recent requests, or say why it cannot begin."""
@@ -80,11 +88,41 @@ class Growing:
         except BriefError as error:
             self._say(trigger.at_s, "synthesis", trigger.kind, f"not asked: {error}")
             return
-        brief, remark = from_archive(brief, self._settings.data_dir / "archive.json")
+        self._loop.triggers.began()
+        cycle = self._cycle(brief, trigger, serving, fleet)
+        self.task = asyncio.create_task(cycle, name="synthesis")
+
+    async def _cycle(
+        self, brief: Brief, trigger: Trigger, serving: Sequence[Arm], fleet: Sequence[ReplicaSpec]
+    ) -> None:
+        """Run a cycle. Where plans are carried out and enough is known, every other one judges slow functions, too.
+
+        Those take longer, and fast functions must not wait for them.
+        """
+        asked = PlanningBrief(brief, {})
+        if self._plans_next:
+            asked = await asyncio.to_thread(self._with_plans, brief, serving, fleet)
+        brief, remark = from_archive(asked.brief, self._settings.data_dir / "archive.json")
         if remark:
             self._say(trigger.at_s, "synthesis", "archive", remark)
-        self._loop.triggers.began()
-        self.task = asyncio.create_task(self._synthesize(brief), name="synthesis")
+        self._plans_next = self._settings.plan_control == "on" and not brief.yards
+        await self._synthesize(replace(asked, brief=brief))
+
+    def _with_plans(
+        self, brief: Brief, serving: Sequence[Arm], fleet: Sequence[ReplicaSpec]
+    ) -> PlanningBrief:
+        present = {spec.name for spec in fleet}
+        left = [member for member in list(self._met.values()) if member.name not in present]
+        allocation = self._status.allocation
+        leading = max(allocation.arms(), key=allocation.share) if allocation else ""
+        places = (*fleet, *specs_of(left))
+        try:
+            return planning_brief(
+                brief, serving, leading, places, self._settings, self._store, brief.asked_s
+            )
+        except (BriefError, QueryError, TelemetryError) as error:
+            log.info("Slow functions stay as they are in this cycle: %s", error)
+            return PlanningBrief(brief, {})
 
     def _lessons(self) -> tuple[Lesson, ...]:
         try:
@@ -93,12 +131,13 @@ class Growing:
             log.warning("Earlier lessons cannot be read: %s", error)
             return ()
 
-    async def _synthesize(self, brief: Brief) -> None:
+    async def _synthesize(self, asked: PlanningBrief) -> None:
+        """Let a worker work on the brief and take in what it brings."""
         self._status.synthesis_began(time.time())
         fleet = {member.name: member.url for member in self._members}
         errand = errand_of(self._settings, self._settings.control_url, fleet)
         try:
-            row = await run_worker(brief, errand=errand)
+            row = asked.by_arm(await run_worker(asked.brief, errand=errand))
             self._metrics.synthesized(row)
             self._store.write_synthesis(row)
             self._say(time.time(), "synthesis", row.synthesizer, row.error or row.conclusion)

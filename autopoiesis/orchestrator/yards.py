@@ -55,27 +55,40 @@ def cut_with_capacity(
     Raises BriefError where there are too few requests.
     """
     model, ways = ways_of(profiles)
+    pieces, raced = long_windows(trace, window_s, at_most)
+    known = asdict(durations) if durations else {}
+    span_s = WINDOWS_EACH * window_s
+    yards = tuple(
+        replace(_yard(model, ways, capacity, gpus, from_s, span_s, window_s), **known)
+        for from_s, _ in pieces
+    )
+    traces = tuple(piece for _, piece in pieces)
+    return traces[:raced], traces[raced:], yards
+
+
+def long_windows(
+    trace: Trace, window_s: float, at_most: int
+) -> tuple[list[tuple[float, Trace]], int]:
+    """Cut a trace into windows in which plans have time to pay off, each `WINDOWS_EACH` of the planner's.
+
+    Returns each with its start [s], those to race on before those held out, and how many are raced. Every third is
+    held out, never the newest; of more than `at_most` the newest are taken. Raises BriefError where there are too few.
+    """
     span_s = WINDOWS_EACH * window_s
     starts = np.arange(0.0, max(trace.duration_s - span_s / 2.0, 1e-9), span_s)
     pieces = [(start, trace.slice(start, start + span_s)) for start in starts.tolist()]
-    pieces = [(start, piece) for start, piece in pieces if len(piece)][-at_most:]
+    pieces = [(at_s, p) for at_s, p in pieces if len(p) and p.arrival_s[-1] >= window_s][-at_most:]
     held = [
         i for i in range(len(pieces)) if (len(pieces) - 1 - i) % HOLDOUT_EVERY == HOLDOUT_EVERY - 1
     ]
     order = [*(i for i in range(len(pieces)) if i not in held), *held]
     if len(order) - len(held) < 2 or not held:
         raise BriefError(
-            f"The trace has {len(pieces)} windows of {span_s:g} s with requests, and a cycle needs 4; use more of it, "
-            "or shorter windows."
+            f"There are {len(pieces)} windows of {span_s:g} s with requests, and a cycle that judges plans needs 4; "
+            "use more traffic, or shorter windows."
         )
-    traces = [replace(pieces[i][1], name=f"{trace.name}[{i}]") for i in order]
-    known = asdict(durations) if durations else {}
-    yards = tuple(
-        replace(_yard(model, ways, capacity, gpus, pieces[i][0], span_s, window_s), **known)
-        for i in order
-    )
-    raced = len(order) - len(held)
-    return tuple(traces[:raced]), tuple(traces[raced:]), yards
+    named = [(pieces[i][0], replace(pieces[i][1], name=f"{trace.name}[{i}]")) for i in order]
+    return named, len(order) - len(held)
 
 
 def _yard(

@@ -14,7 +14,10 @@ from typing import Any
 import numpy as np
 import orjson
 
+from autopoiesis.arms.arm import arm_id
 from autopoiesis.arms.language import PolicyError, verify
+from autopoiesis.arms.parts import parts_of
+from autopoiesis.arms.slow import verify_slow
 from autopoiesis.atomic import write_atomically
 from autopoiesis.synthesis.behaviour import Behaviour, Cell
 from autopoiesis.synthesis.brief import Brief
@@ -41,6 +44,7 @@ class Elite:
 
     id: str
     source: str
+    """Its fast functions, and behind them its slow ones where plans were judged."""
     gains: tuple[float, ...]
     """Over the best incumbent, on each recent window of the cycle that raced it last."""
     behaviour: Behaviour
@@ -67,6 +71,8 @@ class Regime:
     cycles: int = 0
     used_s: float = 0.0
     """Unix time of the last cycle [s]."""
+    gpus: str = ""
+    """What plans were made of; empty where the fleet was fixed."""
 
     def starters(self) -> list[Elite]:
         """Return whom the next cycle starts from, best first: its island, and visitors if it is time."""
@@ -126,8 +132,9 @@ class Archive:
 
     def nearest(self, brief: Brief) -> Regime | None:
         """Return the regime of the brief's traffic and fleet, if it was met before."""
-        centre = centre_of(brief)
-        near = [(_distance(centre, r.centre), i) for i, r in enumerate(self.regimes)]
+        centre, gpus = centre_of(brief), gpus_of(brief)
+        alike = [(i, r) for i, r in enumerate(self.regimes) if r.gpus == gpus]
+        near = [(_distance(centre, r.centre), i) for i, r in alike]
         distance, at = min(near, default=(math.inf, -1))
         return self.regimes[at] if distance <= NEAR else None
 
@@ -138,7 +145,7 @@ class Archive:
         """
         regime = self.nearest(brief)
         if regime is None:
-            regime = Regime(centre_of(brief))
+            regime = Regime(centre_of(brief), gpus=gpus_of(brief))
             self.regimes.append(regime)
         regime.take_in(bred, failed, brief.asked_s)
         self.regimes.sort(key=lambda r: -r.used_s)
@@ -180,7 +187,7 @@ def from_archive(brief: Brief, path: Path) -> tuple[Brief, str]:
     archive = Archive.open(path)
     regime = archive.nearest(brief)
     sources = tuple(elite.source for elite in regime.starters()) if regime else ()
-    return replace(brief, archived=sources, archive=str(path)), archive.remark
+    return replace(brief, archived=(*sources, *brief.archived), archive=str(path)), archive.remark
 
 
 def centre_of(brief: Brief) -> Centre:
@@ -202,6 +209,13 @@ def centre_of(brief: Brief) -> Centre:
     return (*logs.tolist(), 4.0 * uneven)
 
 
+def gpus_of(brief: Brief) -> str:
+    """Describe what plans are made of: the ways to run a replica, and whether GPUs come and go."""
+    ways = {f"{way.gpu} x{way.tensor_parallel}" for yard in brief.yards for way in yard.ways}
+    moving = any(len(gpu.at_s) > 1 for yard in brief.yards for gpu in yard.gpus)
+    return ", ".join(sorted(ways)) + (", coming and going" if moving else "")
+
+
 def _distance(a: Centre, b: Centre) -> float:
     return float(np.max(np.abs(np.subtract(a, b))))
 
@@ -215,15 +229,25 @@ def _regimes_from_plain(plain: Any) -> list[Regime]:
         centre = tuple(float(x) for x in each["centre"])
         if len(islands) != ISLANDS or len(centre) != 5 or not np.isfinite(centre).all():
             raise ValueError("a regime has another shape")
-        regimes.append(Regime(centre, islands, int(each["cycles"]), float(each["used_s"])))
+        regimes.append(
+            Regime(
+                centre,
+                islands,
+                int(each["cycles"]),
+                float(each["used_s"]),
+                str(each.get("gpus", "")),
+            )
+        )
     return regimes
 
 
 def _elite_from_plain(plain: Any) -> Elite:
-    policy = verify(plain["source"])
+    fast, slow = parts_of(plain["source"])
+    policy = verify(fast)
+    id_ = arm_id(policy.id, verify_slow(slow).id if slow else "")
     gains = tuple(float(gain) for gain in plain["gains"])
     behaviour = Behaviour(*(float(x) for x in plain["behaviour"]))
     raced_s = float(plain["raced_s"])
     if not gains or not np.isfinite((*gains, *behaviour, raced_s)).all():
         raise ValueError("a policy's figures are not all there, or not finite")
-    return Elite(policy.id, policy.source, gains, behaviour, raced_s)
+    return Elite(id_, plain["source"], gains, behaviour, raced_s)

@@ -71,7 +71,7 @@ class Brief:
     known: tuple[str, ...] = ()
     """Ids of policies that need not be tried again: retired, quarantined or rejected before."""
     archived: tuple[str, ...] = ()
-    """Policies bred under such traffic before, best first: they are raced first."""
+    """Policies to race first, such as those bred under such traffic before, the best first."""
     archive: str = ""
     """The file that takes in what is bred; empty: nothing is kept."""
     synthesizer: Origin = Origin.GENETIC

@@ -275,7 +275,9 @@ class Gates:
     def elite(self, candidate: Candidate) -> Elite:
         """Return what the archive keeps of a candidate that has finished the race."""
         policy_id, program = candidate.runnable
-        source = candidate.policy.source if candidate.policy else ""
+        assert candidate.policy is not None
+        slow = candidate.slow.source if candidate.slow else ""
+        source = joined(candidate.policy.source, slow)
         cells = self.race_on[: len(self._brief.windows)][::-1]
         gains = tuple(self.gain(policy_id, program, [cell]).mean for cell in cells)
         behaviour = self._course.behaviour(policy_id, cells)

@@ -63,7 +63,7 @@ def step(
         cycle.run()
     finally:
         cycle.close()
-    if archive is not None and not brief.yards:
+    if archive is not None:
         archive.enter(brief, cycle.bred, cycle.failed)
     row = SynthesisRow(
         started_s=brief.asked_s,
@@ -171,7 +171,7 @@ class _Cycle:
             self._tune_promoted(gates)
         self._explain_the_rest()
         self.bred = [gates.elite(c) for c in self._raced]
-        self.failed = {c.policy.id for c in self.candidates if c.policy and c.gate == "screen"}
+        self.failed = {c.id for c in self.candidates if c.policy and c.gate == "screen"}
         if self.promoted:
             gains = ", ".join(f"{c.runnable[0]} {c.gain}" for c in self.promoted)
             self.conclusion = f"Promoted with a gain over {best}: {gains}."
@@ -203,9 +203,9 @@ class _Cycle:
             self._try(gates, proposals)
 
     def _start_from_the_archive(self, gates: Gates) -> None:
-        """Race first what was bred under such traffic before."""
+        """Race first what was bred under such traffic before, or is known to the caller."""
         starters = self._brief.archived[: min(GENERATION, self._brief.max_candidates)]
-        thought = "from the archive of this regime"
+        thought = "known before this cycle: from the archive of this regime, or written by people"
         self._try(gates, [Proposal(s, self._proposer.origin, thought=thought) for s in starters])
 
     def _try(self, gates: Gates, proposals: Sequence[Proposal]) -> None:

@@ -18,7 +18,7 @@ from autopoiesis.arms.migration import Action as Move
 from autopoiesis.arms.migration import Step, migration
 from autopoiesis.arms.objective import Objective
 from autopoiesis.arms.plan import Kind, Plan, ReplicaGroup
-from autopoiesis.arms.plan_check import check
+from autopoiesis.arms.plan_check import PlanLimits, check
 from autopoiesis.arms.sandbox.slow_arm import Answer, SlowFault
 from autopoiesis.arms.slow_features import FleetFeatures, WindowFeatures
 from autopoiesis.twin.capacity import Action, CapacityChange, ReplicaState
@@ -308,7 +308,9 @@ class _Service:
                 return
             answer = self._planner.schedule(window, fleet, self._plan)
             thought_s += answer.cpu_s
-            plan, kept = answer.value, "; ".join(check(answer.value, fleet))
+            limits = PlanLimits(max_changes=self._yard.max_changes)
+            plan = answer.value
+            kept = "; ".join(check(plan, fleet, limits, self._plan))
         except SlowFault as fault:
             thought_s += fault.cpu_s
             kept = str(fault)

@@ -69,6 +69,8 @@ class Yard:
     stop_s: float = 2.0
     stable_s: float = 300.0
     """How long the traffic is expected to stay as it is."""
+    max_changes: int | None = None
+    """Most replicas that may start or stop for one plan; None for any number."""
 
     def __post_init__(self) -> None:
         names = [gpu.name for gpu in self.gpus]

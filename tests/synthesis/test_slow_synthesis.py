@@ -13,6 +13,7 @@ from autopoiesis.arms.parts import parts_of
 from autopoiesis.arms.seeds import seed_arms, slow_seed_arms, slow_seeds
 from autopoiesis.arms.slow import verify_slow
 from autopoiesis.orchestrator.yards import cut_with_capacity, paired, ways_of
+from autopoiesis.synthesis.archive import Archive, from_archive
 from autopoiesis.synthesis.brief import Brief, BriefError
 from autopoiesis.synthesis.genetic import GeneticProposer
 from autopoiesis.synthesis.letter import letter, request
@@ -160,15 +161,18 @@ def cycle():
     fast = FAST[0].source
     crashes = FILL.replace("return fleet.lost", "raise ValueError(window)\n    return fleet.lost")
     asked = brief(incumbents=paired(FAST, [a for a in SLOW if a.name == "never"]))
-    return asked, step(
+    archive = Archive()
+    row = step(
         asked,
         Given(fast + FILL, fast, fast + FILL.replace("should_", "might_"), fast + crashes),
         clock=looks(),
+        archive=archive,
     )
+    return asked, row, archive
 
 
 def test_a_planner_that_uses_what_there_is_beats_one_that_does_not(cycle) -> None:
-    asked, row = cycle
+    asked, row, _ = cycle
     assert row.error == ""
     gates = {c.gate for c in row.candidates if c.verdict == "promoted"}
     assert gates & {"promoted", "tuned"}, row.conclusion
@@ -180,17 +184,36 @@ def test_a_planner_that_uses_what_there_is_beats_one_that_does_not(cycle) -> Non
 
 
 def test_fast_functions_alone_and_half_a_slow_policy_are_refused(cycle) -> None:
-    _, row = cycle
+    _, row, _ = cycle
     reasons = [c.reason for c in row.candidates if c.gate == "verify"]
     assert "its slow functions are missing" in reasons
     assert any("`should_reschedule` is missing" in reason for reason in reasons)
 
 
 def test_a_planner_that_fails_serves_on_with_the_first_plan(cycle) -> None:
-    _, row = cycle
+    _, row, _ = cycle
     (failing,) = [c for c in row.candidates if "raise ValueError" in c.slow]
     assert failing.verdict == "rejected"
     assert failing.gain == pytest.approx(0.0, abs=1e-9)
+
+
+def test_what_is_bred_is_archived_with_its_slow_functions_and_not_for_a_fixed_fleet(
+    cycle, tmp_path
+) -> None:
+    asked, _, archive = cycle
+    file = tmp_path / "archive.json"
+    archive.save(file)
+    (regime,) = Archive.open(file).regimes
+    assert regime.gpus == "h100 x1, coming and going"
+    again, remark = from_archive(replace(asked, archived=("given",)), file)
+    assert remark == ""
+    *bred, given = again.archived
+    assert given == "given"
+    assert any("used < fleet.gpus[0].available" in parts_of(source)[1] for source in bred)
+    fixed = replace(
+        asked, yards=(), incumbents=tuple(replace(i, slow="") for i in asked.incumbents)
+    )
+    assert from_archive(fixed, file)[0].archived == ()
 
 
 class Plainly(Given):
