@@ -98,6 +98,18 @@ def _make_newest(index: PrefixIndex, r: int, slot: int) -> None:
 
 
 @kernel
+def _unchain(index: PrefixIndex, r: int, slot: int) -> None:
+    home = _bucket_of(index, index.key[r, slot])
+    if index.bucket[r, home] == slot:
+        index.bucket[r, home] = index.chain[r, slot]
+        return
+    before = index.bucket[r, home]
+    while index.chain[r, before] != slot:
+        before = index.chain[r, before]
+    index.chain[r, before] = index.chain[r, slot]
+
+
+@kernel
 def matching_blocks(index: PrefixIndex, r: int, blocks: NDArray[np.int64]) -> int:
     """Return how many leading blocks replica r probably holds."""
     count = 0
@@ -127,19 +139,36 @@ def remember(index: PrefixIndex, r: int, blocks: NDArray[np.int64]) -> None:
         else:
             slot = index.newer[r, index.key.shape[1]]
             _unlink(index, r, slot)
-            home = _bucket_of(index, index.key[r, slot])
-            if index.bucket[r, home] == slot:
-                index.bucket[r, home] = index.chain[r, slot]
-            else:
-                before = index.bucket[r, home]
-                while index.chain[r, before] != slot:
-                    before = index.chain[r, before]
-                index.chain[r, before] = index.chain[r, slot]
+            _unchain(index, r, slot)
         home = _bucket_of(index, block)
         index.key[r, slot] = block
         index.chain[r, slot] = index.bucket[r, home]
         index.bucket[r, home] = slot
         _make_newest(index, r, slot)
+
+
+@entry
+def forget_oldest(index: PrefixIndex, r: int, count: int) -> None:
+    """Drop the `count` blocks of replica r that were used least recently, all if it has fewer."""
+    sentinel = index.key.shape[1]
+    for _ in range(min(count, index.used[r])):
+        oldest = index.newer[r, sentinel]
+        _unlink(index, r, oldest)
+        _unchain(index, r, oldest)
+        index.used[r] -= 1
+        last = index.used[r]
+        if last == oldest:
+            continue
+        # Slots in use are the first ones: the last of them moves into the gap.
+        newer, older = index.newer[r, last], index.older[r, last]
+        index.newer[r, oldest], index.older[r, oldest] = newer, older
+        index.older[r, newer] = oldest
+        index.newer[r, older] = oldest
+        _unchain(index, r, last)
+        home = _bucket_of(index, index.key[r, last])
+        index.key[r, oldest] = index.key[r, last]
+        index.chain[r, oldest] = index.bucket[r, home]
+        index.bucket[r, home] = oldest
 
 
 @entry

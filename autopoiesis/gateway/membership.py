@@ -10,8 +10,9 @@ from numpy.typing import NDArray
 from autopoiesis.arms import fleet
 from autopoiesis.arms.fleet import FleetState
 from autopoiesis.arms.objective import Objective
-from autopoiesis.arms.prefix import BLOCK_TOKENS, CHARS_PER_TOKEN
+from autopoiesis.arms.prefix import BLOCK_TOKENS, CHARS_PER_TOKEN, forget_oldest, forget_replica
 from autopoiesis.gateway.load_report import LoadReport
+from autopoiesis.replicas.kv_events import News
 
 MOST_REPLICAS = 256
 PREFIX_SLOTS = 4096
@@ -20,6 +21,11 @@ PREFIX_SLOTS = 4096
 
 class Member(Protocol):
     """What must be known of a replica."""
+
+    @property
+    def kv_events(self) -> str:
+        """ZMQ endpoint of its KV events, empty for none."""
+        ...
 
     @property
     def name(self) -> str:
@@ -58,6 +64,8 @@ class Membership:
         self._free = deque(range(MOST_REPLICAS))
         self._kv_tokens: dict[str, int] = {}
         self._down: set[str] = set()
+        self._evicted = np.zeros(MOST_REPLICAS)
+        """(R,): blocks of the index that should have been forgotten, and are not whole yet."""
         self._resting: set[int] = set()
 
     def set_members(self, members: Sequence[Member]) -> None:
@@ -103,6 +111,38 @@ class Membership:
         if name in self._index and tokens > 0:
             self._kv_tokens[name] = tokens
             self.fleet.prefixes.capacity[self._index[name]] = self._prefix_blocks(tokens)
+
+    def cache_changed(self, name: str, news: News) -> None:
+        """Forget what a replica's cache has lost, by its own KV events.
+
+        The engine evicts only where its cache is full: what it evicted, as a share of what fits, is the share
+        that the oldest entries here have lost, however many of its blocks hold answers or others' prompts.
+        """
+        if name not in self._index:
+            return
+        replica, prefixes = self._index[name], self.fleet.prefixes
+        if news.cleared:
+            forget_replica(prefixes, replica)
+            self._evicted[replica] = 0.0
+        if tokens := self._kv_tokens.get(name, self._members[name].kv_tokens):
+            share = min(news.evicted_tokens / tokens, 1.0)
+            self._evicted[replica] += share * float(prefixes.used[replica])
+            whole = int(self._evicted[replica])
+            self._evicted[replica] -= whole
+            forget_oldest(prefixes, replica, whole)
+
+    def own_account(self, name: str) -> tuple[float, float]:
+        """Return a replica's requests in flight and its use of the KV cache [0..1], both by our own count.
+
+        Tokens of prompts that wait are counted as used; of a cache of unknown size as much is assumed as is remembered.
+        """
+        if name not in self._index:
+            return 0.0, 0.0
+        row = self.fleet.replica[self._index[name]]
+        fits = self._kv_tokens.get(name, self._members[name].kv_tokens)
+        fits = fits or PREFIX_SLOTS * int(self.fleet.block_tokens[0])
+        used = float(row[fleet.QUEUED_PREFILL] + row[fleet.DECODING])
+        return float(row[fleet.IN_FLIGHT]), min(used / fits, 1.0)
 
     def set_chars_per_token(self, ratio: float) -> None:
         """Translate prefix blocks, which are cut by characters, into tokens."""
@@ -152,6 +192,7 @@ class Membership:
         self._index[member.name], self._names[free] = free, member.name
         self._by_address[member.address], self._addresses[free] = free, member.address
         tokens = self._kv_tokens.get(member.name, member.kv_tokens)
+        self._evicted[free] = 0.0
         fleet.join(self.fleet, free, member.speed, self._prefix_blocks(tokens), self._clock())
 
     def _leave(self, name: str) -> None:

@@ -9,6 +9,7 @@ from autopoiesis.arms.objective import Objective
 from autopoiesis.gateway.flight import Flight
 from autopoiesis.gateway.state import GatewayState
 from autopoiesis.replicas.fleet import Member
+from autopoiesis.replicas.kv_events import News
 
 _POLICY = """
 def score(request, replica, fleet):
@@ -33,6 +34,9 @@ def warm_up() -> None:
     cell = Cell(policy.id, ("r0", "r1"), tuple(range(SHARDS)))
     state.allocate(0, [cell], {policy.id: program})
     state.membership.report("r0", 1.0, 0.0, 0.5)
+    state.membership.cache_changed("r0", News(cleared=True))
+    state.membership.set_kv_tokens("r0", 1024)
+    state.membership.cache_changed("r0", News(evicted_tokens=1))
     flights = [_flight(i) for i in range(4)]
     for flight in flights:
         state.decide(flight)

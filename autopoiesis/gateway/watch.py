@@ -3,11 +3,15 @@
 import asyncio
 import time
 from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import replace
 from typing import Protocol
 
 from autopoiesis.gateway.background import keep_up
 from autopoiesis.gateway.ledger import Ledger
 from autopoiesis.gateway.membership import Member, Membership
+from autopoiesis.replicas.kv_events import News
+from autopoiesis.replicas.kv_subscriber import KvEvents
 from autopoiesis.replicas.scrape import Health, Scrape, Scraper
 from autopoiesis.telemetry.records import ReplicaSample
 
@@ -42,11 +46,17 @@ class ReplicaWatch:
         self._listener = listener
         self._addresses: dict[str, str] = {}
         self._polling: asyncio.Task[None] | None = None
+        self._events = KvEvents(self._heard)
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._told_missed: set[str] = set()
         self._told_missing: set[tuple[str, str]] = set()
 
     def follow(self, members: Sequence[Member]) -> None:
         """Watch these from now on."""
-        self.stop()
+        if self._polling:
+            self._polling.cancel()
+        self._loop = asyncio.get_running_loop()
+        self._events.follow({m.name: m.kv_events for m in members if m.kv_events})
         self._addresses = {m.name: m.address for m in members}
         scraper = Scraper(self._addresses, self.polled, told_missing=self._told_missing)
         self._polling = asyncio.create_task(keep_up(scraper.run, self._listener.fault))
@@ -55,6 +65,20 @@ class ReplicaWatch:
         """Watch no more."""
         if self._polling:
             self._polling.cancel()
+        self._events.stop()
+
+    def _heard(self, name: str, news: News) -> None:
+        """Pass on news of the events' thread to the loop, if it still runs."""
+        if self._loop:
+            with suppress(RuntimeError):
+                self._loop.call_soon_threadsafe(self.cache_changed, name, news)
+
+    def cache_changed(self, name: str, news: News) -> None:
+        """Take in what a replica's KV events told."""
+        self._membership.cache_changed(name, news)
+        if news.missed and name not in self._told_missed:
+            self._told_missed.add(name)
+            self._listener.fault("", f"{news.missed} messages of {name}'s KV events were missed")
 
     def polled(self, health: Health) -> None:
         """Take in what a poll has shown."""
@@ -73,6 +97,9 @@ class ReplicaWatch:
             self._listener.changed()
         scrape = health.scrape or Scrape()
         if health.scrape:
+            if scrape.running == scrape.waiting == 0.0:
+                self._settle(name)
+            scrape = self._completed(name, scrape)
             self._take(name, scrape)
         self._listener.sampled(
             ReplicaSample(
@@ -90,13 +117,28 @@ class ReplicaWatch:
             )
         )
 
+    def _completed(self, name: str, scrape: Scrape) -> Scrape:
+        """Fill in what a replica does not tell of its load: that is not 0, and our own count is the next best."""
+        in_flight, kv_usage = self._membership.own_account(name)
+        running, waiting = scrape.running, scrape.waiting
+        if running is None:
+            running = max(in_flight - (waiting or 0.0), 0.0)
+        if waiting is None:
+            waiting = max(in_flight - running, 0.0)
+        told = scrape.kv_usage
+        return replace(
+            scrape, running=running, waiting=waiting, kv_usage=kv_usage if told is None else told
+        )
+
     def _take(self, name: str, scrape: Scrape) -> None:
-        # What a replica does not tell is not 0: of its load our own count is the next best.
-        running = self._membership.in_flight(name) if scrape.running is None else scrape.running
-        self._membership.report(name, running, scrape.waiting or 0.0, scrape.kv_usage or 0.0)
+        self._membership.report(
+            name, scrape.running or 0.0, scrape.waiting or 0.0, scrape.kv_usage or 0.0
+        )
         if scrape.kv_blocks and scrape.block_size:
             self._membership.set_kv_tokens(name, scrape.kv_blocks * scrape.block_size)
-        if scrape.running == scrape.waiting == 0.0:
-            lost = self._ledger.reconcile(name, time.monotonic() - IDLE_S)
-            if lost:
-                self._listener.fault("", f"the end of {lost} requests to {name} was never told")
+
+    def _settle(self, name: str) -> None:
+        """End what was sent to a replica long ago, which says itself that it has nothing to do."""
+        lost = self._ledger.reconcile(name, time.monotonic() - IDLE_S)
+        if lost:
+            self._listener.fault("", f"the end of {lost} requests to {name} was never told")

@@ -137,6 +137,7 @@ class Discovery:
             one.speed,
             kind="remote",
             leaving=one.leaving,
+            kv_events=one.kv_events,
         )
 
     def _tell_changes(self, before: Sequence[Member], after: Sequence[Member]) -> None:

@@ -13,11 +13,15 @@ from autopoiesis.orchestrator.local_replica import LocalReplica, ReplicaFailedEr
 from autopoiesis.orchestrator.settings import Settings
 from autopoiesis.replicas.devices import Berths, Place, gpus, places, usable_cores
 from autopoiesis.replicas.fleet import Command, Member, free_ports
+from autopoiesis.replicas.kv_subscriber import available
 from autopoiesis.replicas.probe import ProbeError
-from autopoiesis.replicas.vllm_process import DEV_MODE, Vllm, describe, stage
+from autopoiesis.replicas.vllm_process import DEV_MODE, Vllm, describe, knows_kv_events, stage
 
 TELL_S = 10.0
 """How often a long start is told of."""
+
+LONGEST_SOCKET_PATH = 100
+"""Characters; the systems allow from 103 on."""
 
 NewChild = Callable[[str], Child]
 Say = Callable[[str], None]
@@ -47,6 +51,8 @@ async def bring_up(settings: Settings, new_child: NewChild, say: Say) -> list[Br
     # On a CPU vLLM refuses the option, and its developers' routes pause it: no memory is freed.
     sleeps = vllm.can_sleep or (not found and os.environ.get(DEV_MODE) == "1")
     members = [replace(m, sleeps=sleeps) for m in _members(settings, vllm, spots)]
+    if vllm.may_publish and available() and knows_kv_events(vllm.python):
+        members = [replace(m, kv_events=_endpoint(settings, m.name)) for m in members]
     berths = Berths({m.name: spot for m, spot in zip(members, spots, strict=True)}, found)
     replicas = [
         LocalReplica(
@@ -98,6 +104,15 @@ def _members(settings: Settings, vllm: Vllm, spots: Sequence[Place]) -> list[Mem
         )
         for i, port in enumerate(ports)
     ]
+
+
+def _endpoint(settings: Settings, name: str) -> str:
+    """Return where a replica publishes its KV events: a socket in the run directory, which is ours only.
+
+    On a TCP port vLLM would publish everybody's prompts to the whole network. Empty where the path is too long.
+    """
+    path = settings.run_dir.resolve() / f"{name}.kv"
+    return f"ipc://{path}" if len(str(path)) <= LONGEST_SOCKET_PATH else ""
 
 
 async def _tell(replicas: Sequence[LocalReplica], say: Say) -> None:

@@ -51,6 +51,8 @@ class Member:
     """Whether it may be sent requests: not while it is off, asleep or coming up."""
     leaving: bool = False
     """It is about to be lost: it finishes what it has, and gets nothing new."""
+    kv_events: str = ""
+    """ZMQ endpoint where it publishes the events of its KV cache; empty for none."""
 
     def __post_init__(self) -> None:
         if not _NAME.fullmatch(self.name):

@@ -1,6 +1,7 @@
 """Lists of replicas that others keep: a file with a line for each, or all addresses of a name in DNS."""
 
 import asyncio
+import re
 import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -27,10 +28,12 @@ class Listed:
     speed: float = 1.0
     leaving: bool = False
     """It will be lost soon: it is to get nothing new."""
+    kv_events: str = ""
+    """ZMQ endpoint of its KV events, as to connect to it from here; empty for none."""
 
 
 def read_fleet_list(path: Path) -> tuple[Listed, ...]:
-    """Read a file of lines `URL [profile=NAME] [speed=X] [leaving]`; `#` begins a remark.
+    """Read a file of lines `URL [profile=NAME] [speed=X] [kv_events=ENDPOINT] [leaving]`; `#` begins a remark.
 
     Raises:
         FleetListError: it is missing, or a line is none of these.
@@ -52,7 +55,7 @@ def read_fleet_list(path: Path) -> tuple[Listed, ...]:
 
 
 def _listed(words: Sequence[str]) -> Listed:
-    profile, speed, leaving = "", 1.0, False
+    profile, speed, leaving, kv_events = "", 1.0, False, ""
     for word in words[1:]:
         name, _, value = word.partition("=")
         if word == "leaving":
@@ -61,11 +64,14 @@ def _listed(words: Sequence[str]) -> Listed:
             profile = value
         elif name == "speed" and _is_speed(value):
             speed = float(value)
+        elif name == "kv_events" and re.fullmatch(r"(tcp|ipc)://[^*]+", value):
+            kv_events = value
         else:
             raise ValueError(
-                f"{word!r} is not understood; after the URL come profile=NAME, speed=X or leaving."
+                f"{word!r} is not understood; after the URL come profile=NAME, speed=X, "
+                "kv_events=tcp://HOST:PORT or leaving."
             )
-    return Listed(base_url(words[0]), profile, speed, leaving)
+    return Listed(base_url(words[0]), profile, speed, leaving, kv_events)
 
 
 def _is_speed(text: str) -> bool:

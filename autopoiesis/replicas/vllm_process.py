@@ -1,6 +1,8 @@
 """Real vLLM servers as child processes: how to start one, and what its log says."""
 
+import json
 import re
+import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
@@ -15,6 +17,9 @@ OLDEST = (0, 8)
 OURS = frozenset({"--host", "--port", "--model"})
 """Options of vLLM that are set here."""
 
+KV_EVENTS = "--kv-events-config"
+KV_EVENTS_SINCE = (0, 9)
+"""The first version that has the option."""
 SLEEP_MODE = "--enable-sleep-mode"
 DEV_MODE = "VLLM_SERVER_DEV_MODE"
 """Variable that opens vLLM's developers' routes, those of sleep among them."""
@@ -139,6 +144,12 @@ class Vllm:
         return SLEEP_MODE in self.arguments
 
     @property
+    def may_publish(self) -> bool:
+        """Whether it can be told where to publish its KV events: nobody else has, and one socket will do."""
+        ranks = self._option("--data-parallel-size", "-dp") or "1"
+        return self._option(KV_EVENTS) is None and ranks == "1"
+
+    @property
     def api_key(self) -> str:
         """Key that its `/v1` routes want, empty for none."""
         return self._option("--api-key") or ""
@@ -153,6 +164,9 @@ class Vllm:
             wanted = getattr(member.limits, field.name)
             if wanted and wanted != getattr(given, field.name):
                 argv += [option, str(wanted)]  # of several, vLLM takes the last
+        if member.kv_events:
+            events = {"enable_kv_cache_events": True, "publisher": "zmq"}
+            argv += [KV_EVENTS, json.dumps({**events, "endpoint": member.kv_events})]
         awake = {DEV_MODE: "1"} if self.can_sleep else {}
         return Command(argv, {**_LOOPBACK, **place.environment, **awake})
 
@@ -187,10 +201,27 @@ class Vllm:
         return None
 
 
+def knows_kv_events(python: str) -> bool:
+    """Tell whether the vLLM of this interpreter can publish KV events; False if there is none."""
+    ask = "import importlib.metadata as m; print(m.version('vllm'))"
+    try:
+        told = subprocess.run(
+            [python, "-c", ask], capture_output=True, text=True, timeout=20, check=True
+        )
+    except (OSError, subprocess.SubprocessError):
+        return False
+    return _version(told.stdout) >= KV_EVENTS_SINCE
+
+
+def _version(text: str) -> tuple[int, ...]:
+    found = re.match(r"(\d+)\.(\d+)", text)
+    return (int(found[1]), int(found[2])) if found else ()
+
+
 def too_old(version: str | None) -> bool:
     """Tell whether a vLLM of this version (as `/version` has it) is older than what is understood here."""
-    found = re.match(r"(\d+)\.(\d+)", version or "")
-    return bool(found) and (int(found[1]), int(found[2])) < OLDEST
+    known = _version(version or "")
+    return bool(known) and known < OLDEST
 
 
 def stage(log: str) -> str:

@@ -10,6 +10,7 @@ from lent import bucket_of, matching_blocks, remember
 
 from autopoiesis.arms.prefix import (
     block_hashes,
+    forget_oldest,
     forget_replica,
     prefix_index,
 )
@@ -53,7 +54,9 @@ SEQUENCES = st.one_of(
 )
 STEPS = st.lists(
     st.tuples(
-        st.sampled_from(["remember", "remember", "match", "forget"]), st.integers(0, 2), SEQUENCES
+        st.sampled_from(["remember", "remember", "remember", "match", "evict", "forget"]),
+        st.integers(0, 2),
+        SEQUENCES,
     ),
     max_size=40,
 )
@@ -75,11 +78,17 @@ def test_index_is_an_lru_cache(steps):
         elif step == "forget":
             forget_replica(index, r)
             oracle[r].blocks.clear()
+        elif step == "evict":
+            forget_oldest(index, r, len(blocks))
+            for _ in range(min(len(blocks), len(oracle[r].blocks))):
+                oracle[r].blocks.popitem(last=False)
         else:
             assert matching_blocks(index, r, array) == oracle[r].matching(blocks)
         for i in range(3):
             assert held_oldest_first(index, i) == list(oracle[i].blocks)
             assert index.used[i] == len(oracle[i].blocks)
+            for block in oracle[i].blocks:
+                assert 1 == matching_blocks(index, i, np.array([block], np.int64))
 
 
 def test_a_long_prompt_keeps_its_head():

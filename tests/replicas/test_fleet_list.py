@@ -9,10 +9,10 @@ def test_lines_name_replicas_with_what_is_known_of_them(tmp_path):
     path = tmp_path / "fleet"
     path.write_text(
         "# the west wing\n\nhttp://10.0.0.1:8000  # old\n10.0.0.2:8000/v1 speed=0.5 leaving\n"
-        "http://10.0.0.1:8000 profile=p\n"
+        "http://10.0.0.1:8000 profile=p kv_events=tcp://10.0.0.1:5557\n"
     )
     assert read_fleet_list(path) == (
-        Listed("http://10.0.0.1:8000", "p"),
+        Listed("http://10.0.0.1:8000", "p", kv_events="tcp://10.0.0.1:5557"),
         Listed("http://10.0.0.2:8000", speed=0.5, leaving=True),
     )
 
@@ -24,6 +24,7 @@ def test_lines_name_replicas_with_what_is_known_of_them(tmp_path):
         ("10.0.0.1:8000 fast", "line 1: 'fast' is not understood"),
         ("10.0.0.1:8000 speed=0", "speed=0"),
         ("10.0.0.1:8000 speed=x", "speed=x"),
+        ("10.0.0.1:8000 kv_events=tcp://*:5557", "kv_events=tcp://HOST:PORT"),
     ],
 )
 def test_a_line_that_is_none_is_told(tmp_path, line, says):

@@ -1,12 +1,14 @@
 """How vLLM is started with limits of its own, and what its log says of how long that took."""
 
+import json
+
 import pytest
 
 from autopoiesis.replicas.devices import Berths, Gpu, Place, PlacementError, places
 from autopoiesis.replicas.fleet import FleetError, Member
 from autopoiesis.replicas.limits import Limits
 from autopoiesis.replicas.vllm_phases import Phases, phases
-from autopoiesis.replicas.vllm_process import Vllm, last_line, too_old
+from autopoiesis.replicas.vllm_process import Vllm, knows_kv_events, last_line, too_old
 
 GPUS = [Gpu(i, "H100", 80_000, 0) for i in range(4)]
 LOG = """
@@ -25,6 +27,21 @@ def test_the_log_tells_what_the_parts_of_a_start_took():
     assert told.seconds == pytest.approx(29.3)
     assert phases("Loading weights took 2.10 seconds").load_s == 2.1
     assert phases("") == Phases(0.0, 0.0, 0.0, 0.0)
+
+
+def test_a_replica_publishes_its_kv_events_where_it_is_told_and_nobody_else_told_it():
+    member = Member("r", "127.0.0.1:8000", "p", kv_events="ipc:///run/r.kv")
+    option, value = Vllm("m").command(member, Place("GPU 0", {}, (0,))).argv[-2:]
+    assert "--kv-events-config" == option
+    assert {
+        "enable_kv_cache_events": True,
+        "publisher": "zmq",
+        "endpoint": "ipc:///run/r.kv",
+    } == json.loads(value)
+    assert Vllm("m").may_publish
+    assert not Vllm("m", ("--kv-events-config", "{}")).may_publish
+    assert not Vllm("m", ("--data-parallel-size", "2")).may_publish
+    assert not knows_kv_events("/nowhere/python")
 
 
 def test_limits_are_those_of_the_arguments_until_a_restart_gives_others():
