@@ -18,8 +18,6 @@ OURS = frozenset({"--host", "--port", "--model"})
 """Options of vLLM that are set here."""
 
 KV_EVENTS = "--kv-events-config"
-KV_EVENTS_SINCE = (0, 9)
-"""The first version that has the option."""
 SLEEP_MODE = "--enable-sleep-mode"
 DEV_MODE = "VLLM_SERVER_DEV_MODE"
 """Variable that opens vLLM's developers' routes, those of sleep among them."""
@@ -201,27 +199,29 @@ class Vllm:
         return None
 
 
+_EVENTS_ARE_THERE = """
+from importlib.util import find_spec
+from pathlib import Path
+vllm = find_spec("vllm")
+print(vllm is not None and (Path(vllm.origin).parent / "distributed" / "kv_events.py").exists())
+"""
+"""Does not import vLLM, which takes seconds; nor asks for its version, since builds for CPUs have other names."""
+
+
 def knows_kv_events(python: str) -> bool:
     """Tell whether the vLLM of this interpreter can publish KV events; False if there is none."""
-    ask = "import importlib.metadata as m; print(m.version('vllm'))"
+    ask = [python, "-c", _EVENTS_ARE_THERE]
     try:
-        told = subprocess.run(
-            [python, "-c", ask], capture_output=True, text=True, timeout=20, check=True
-        )
+        told = subprocess.run(ask, capture_output=True, text=True, timeout=60, check=True)
     except (OSError, subprocess.SubprocessError):
         return False
-    return _version(told.stdout) >= KV_EVENTS_SINCE
-
-
-def _version(text: str) -> tuple[int, ...]:
-    found = re.match(r"(\d+)\.(\d+)", text)
-    return (int(found[1]), int(found[2])) if found else ()
+    return told.stdout.strip() == "True"
 
 
 def too_old(version: str | None) -> bool:
     """Tell whether a vLLM of this version (as `/version` has it) is older than what is understood here."""
-    known = _version(version or "")
-    return bool(known) and known < OLDEST
+    found = re.match(r"(\d+)\.(\d+)", version or "")
+    return bool(found) and (int(found[1]), int(found[2])) < OLDEST
 
 
 def stage(log: str) -> str:
