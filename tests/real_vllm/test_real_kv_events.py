@@ -76,13 +76,14 @@ def test_the_index_forgets_what_vllm_evicts_and_all_when_it_is_cleared(small):
             f"http://{member(small)['address']}/reset_prefix_cache", method="POST"
         )
         urllib.request.urlopen(reset, timeout=30).close()
+        ask(small, "poke")  # vLLM tells of it with the events of its next step
         wait_until(lambda: any(n.cleared for n in heard), 30)
         ask(small, "first")
     finally:
         events.stop()
-    told = expected(small, 3 + fill + 3)
+    told = expected(small, 3 + fill + 4)
     assert 0 == told[1]
     assert told[2] > 0
     assert 0 == told[3 + fill]
     assert told[4 + fill] > 0
-    assert 0 == told[5 + fill]
+    assert 0 == told[6 + fill]
