@@ -8,7 +8,7 @@ from autopoiesis.arms.seeds import slow_seeds
 from autopoiesis.orchestrator.live_yards import cut_with_past, past_of
 from autopoiesis.orchestrator.reconfigurations import measured_durations
 from autopoiesis.orchestrator.settings import Settings
-from autopoiesis.orchestrator.yards import WINDOWS_EACH
+from autopoiesis.orchestrator.yards import WINDOWS_EACH, planning_budget_s
 from autopoiesis.synthesis.brief import Brief, Incumbent
 from autopoiesis.synthesis.proposer import joined
 from autopoiesis.telemetry.records import SynthesisRow
@@ -18,9 +18,7 @@ from autopoiesis.twin.simulation import ReplicaSpec
 
 LONG_WINDOWS = 8
 """Most windows of a cycle that judges plans; each is `WINDOWS_EACH` windows of the planner long."""
-PLANNING_TIME = 3.0
-"""How many times the usual budget such a cycle has where none is set: planners are asked in processes of their own."""
-REQUESTS_PER_S = 2000
+REQUESTS_PER_S = 1000
 """Requests that a cycle looks back on, for each second of its budget: more could not be replayed often enough."""
 
 
@@ -65,7 +63,7 @@ def planning_brief(
     """
     window_s = settings.window_s
     since_s = now_s - LONG_WINDOWS * WINDOWS_EACH * window_s
-    budget_s = settings.synthesis_budget_s or PLANNING_TIME * settings.cycle_budget_s
+    budget_s = planning_budget_s(settings)
     most = round(REQUESTS_PER_S * budget_s)
     newest = store.query(
         f"select arrived_s from requests where arrived_s >= {since_s!r} order by arrived_s desc "  # noqa: S608

@@ -26,7 +26,7 @@ from autopoiesis.orchestrator.settings import Settings, SettingsError
 from autopoiesis.orchestrator.stored import stored_arms, stored_fleet, stored_requests_between
 from autopoiesis.orchestrator.supervisor import CannotStartError, running_control_url
 from autopoiesis.orchestrator.triggers import Trigger
-from autopoiesis.orchestrator.yards import cut_with_capacity, paired
+from autopoiesis.orchestrator.yards import cut_with_capacity, paired, planning_budget_s
 from autopoiesis.replicas.fleet import read_fleet
 from autopoiesis.synthesis.archive import from_archive
 from autopoiesis.synthesis.brief import Brief, BriefError
@@ -155,7 +155,7 @@ def _planning_brief(
         holdout=holdout,
         incumbents=paired(fast, slow),
         seed=settings.seed,
-        budget_s=settings.cycle_budget_s,
+        budget_s=planning_budget_s(settings),
         warmup_s=settings.window_s,
         synthesizer=Origin(settings.synthesizer),
         folder=str(settings.data_dir / "synthesis"),

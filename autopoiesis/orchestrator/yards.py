@@ -8,6 +8,7 @@ import numpy as np
 
 from autopoiesis.arms.arm import Arm, arm_id, text_id
 from autopoiesis.orchestrator.plan_features import Durations
+from autopoiesis.orchestrator.settings import Settings
 from autopoiesis.synthesis.brief import BriefError, Incumbent
 from autopoiesis.twin.capacity_trace import CapacityTrace
 from autopoiesis.twin.latency import Profile
@@ -17,8 +18,15 @@ from autopoiesis.twin.yard import GpuCourse, Way, Yard, everything
 WINDOWS_EACH = 12
 """Windows of the planner in one window of the race: plans need time to pay off."""
 HOLDOUT_EVERY = 3
+PLANNING_TIME = 3.0
+"""How many times the usual budget a cycle has that judges plans: planners are asked in processes of their own."""
 
 _NAME = re.compile(r"(?P<gpu>[^-]+)-(?P<model>.+)-tp(?P<width>\d+)(-[^-]+)?")
+
+
+def planning_budget_s(settings: Settings) -> float:
+    """Return the longest time that a cycle which judges plans may take [s]."""
+    return settings.synthesis_budget_s or PLANNING_TIME * settings.cycle_budget_s
 
 
 def ways_of(profiles: Sequence[Profile]) -> tuple[str, tuple[Way, ...]]:
@@ -84,7 +92,7 @@ def long_windows(
     order = [*(i for i in range(len(pieces)) if i not in held), *held]
     if len(order) - len(held) < 2 or not held:
         raise BriefError(
-            f"There are {len(pieces)} windows of {span_s:g} s with requests, and a cycle that judges plans needs 4; "
+            f"The traffic fills {len(pieces)} of the windows of {span_s:g} s, and a cycle that judges plans needs 4; "
             "use more traffic, or shorter windows."
         )
     named = [(pieces[i][0], replace(pieces[i][1], name=f"{trace.name}[{i}]")) for i in order]

@@ -163,8 +163,15 @@ class _Cycle:
             return
         end_s = self._deadline.until_s
         self._deadline.until_s = end_s - self._kept_back_s(gates)
-        with suppress(OutOfTime):
+        try:
             self._search(gates)
+        except OutOfTime:
+            if not self.candidates:
+                self.conclusion = (
+                    f"Nothing promoted: {best}, and the others took the time of the search; "
+                    f"give more than {self._brief.budget_s:g} s, or fewer and shorter windows."
+                )
+                return
         self._deadline.until_s = end_s
         self._judge_finalists(gates)
         if self._tunes:

@@ -172,7 +172,7 @@ def grown(store: Store, chosen: Settings) -> tuple[list[list], str]:
 
 
 def test_where_plans_are_carried_out_slow_functions_are_judged_too(store, tmp_path):
-    chosen = settings(tmp_path, plan_control="on", synthesis_budget_s=25.0)
+    chosen = settings(tmp_path, plan_control="on", synthesis_budget_s=20.0)
     rows, beaten = grown(store, chosen)
     judged = [row for row in rows if row[0] != "verify" and row[3] is not None]
     assert len(judged) >= 3, rows
@@ -182,7 +182,7 @@ def test_where_plans_are_carried_out_slow_functions_are_judged_too(store, tmp_pa
 
 
 def test_where_no_plan_is_carried_out_nothing_slow_is_varied(store, tmp_path):
-    chosen = settings(tmp_path, plan_control="dry-run", synthesis_budget_s=5.0)
+    chosen = settings(tmp_path, plan_control="dry-run", synthesis_budget_s=4.0)
     rows, beaten = grown(store, chosen)
     assert len(rows) > 0
     assert not any(slow for _, _, slow, *_ in rows)
