@@ -268,7 +268,7 @@ def main() -> None:
     )
     parser.add_argument("--rounds", type=int, help="[2; 1 in a dry run]")
     parser.add_argument("--seconds", type=float, help="of a trace under each arm [60; 10]")
-    parser.add_argument("--speed", type=float, default=1.0, help="of the traces")
+    parser.add_argument("--speed", type=float, help="of the traces [1; 20 in a dry run]")
     parser.add_argument("--most-rps", type=float, help="requests per second at most [40; 4]")
     parser.add_argument("--window", type=float, default=5.0)
     parser.add_argument("--slo-ttft", type=float, default=1.0)
@@ -276,7 +276,7 @@ def main() -> None:
     parser.add_argument("--profile", default="h100-llama-3-8b-tp1-bf16")
     options = parser.parse_args()
     defaults = {"replicas": (4, 2), "max_num_seqs": (64, 16), "longest": (16384, 2048),
-                "rounds": (2, 1), "seconds": (60.0, 10.0), "most_rps": (40.0, 4.0)}  # fmt: skip
+                "rounds": (2, 1), "seconds": (60.0, 10.0), "most_rps": (40.0, 4.0), "speed": (1.0, 20.0)}  # fmt: skip
     for name, values in defaults.items():
         if getattr(options, name) is None:
             setattr(options, name, values[options.tiny])
