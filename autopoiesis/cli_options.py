@@ -95,7 +95,7 @@ def refusals() -> Generator[None]:
     from autopoiesis.orchestrator.rails import OrderError
     from autopoiesis.orchestrator.report import ReportError
     from autopoiesis.orchestrator.settings import SettingsError
-    from autopoiesis.orchestrator.supervisor import CannotStartError
+    from autopoiesis.orchestrator.startup import CannotStartError
     from autopoiesis.replicas.probe import ProbeError
     from autopoiesis.synthesis.brief import BriefError
     from autopoiesis.telemetry.query import QueryError

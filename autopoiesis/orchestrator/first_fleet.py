@@ -22,9 +22,8 @@ async def remote_members(settings: Settings) -> tuple[Member, ...]:
     """
     found = await asyncio.gather(*(probe(url) for url in settings.replica))
     check_alike(found)
-    names = settings.profile
     return tuple(
-        Member(f"replica-{i}", server.address, names[i % len(names)], kind="remote")
+        Member(f"replica-{i}", server.address, settings.profile_of(i), kind="remote")
         for i, server in enumerate(found)
     )
 
@@ -48,9 +47,8 @@ def simulated_replicas(
     settings: Settings, new_child: Callable[[str], Child], model: str | None = None
 ) -> tuple[LocalReplica, ...]:
     """Return the simulated replicas, which serve a model of this name; none of them runs yet."""
-    names = settings.profile
     members = [
-        Member(f"sim-{i}", f"127.0.0.1:{port}", names[i % len(names)], kind="simulated")
+        Member(f"sim-{i}", f"127.0.0.1:{port}", settings.profile_of(i), kind="simulated")
         for i, port in enumerate(free_ports(settings.simulate))
     ]
     return tuple(

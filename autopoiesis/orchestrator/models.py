@@ -12,7 +12,6 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
-import aiohttp
 from pydantic import ValidationError
 
 from autopoiesis.gateway import envoy
@@ -20,17 +19,9 @@ from autopoiesis.gateway.models import Fleet
 from autopoiesis.gateway.settings import DataPlaneSettings, RunDir
 from autopoiesis.orchestrator.child import Child, told_of_exit
 from autopoiesis.orchestrator.settings import Settings, SettingsError
-from autopoiesis.orchestrator.supervisor import (
-    STOP_GRACE_S,
-    UP,
-    CannotStartError,
-    Say,
-    Supervisor,
-    check_port,
-    data_directory,
-)
+from autopoiesis.orchestrator.startup import CannotStartError, check_port, until_up
+from autopoiesis.orchestrator.supervisor import STOP_GRACE_S, Say, Supervisor, data_directory
 from autopoiesis.replicas.fleet import Member
-from autopoiesis.replicas.probe import answers
 
 START_LIMIT_S = 60.0
 """Longest start of Envoy, once all models are up."""
@@ -168,7 +159,7 @@ class Models:
         self._envoy = Child("envoy", argv, log, on_exit=self._on_exit)
         await self._envoy.start()
         self._detail(f"started envoy (process {self._envoy.pid}, log {log})")
-        await self._wait_ready(self._envoy)
+        await until_up({f"{self.url}/v1/models": self._envoy}, [self._envoy], START_LIMIT_S)
 
     async def stop(self) -> None:
         """Drain, then stop everything and remove the run directories."""
@@ -187,18 +178,6 @@ class Models:
 
     def _on_exit(self, name: str, code: int) -> None:
         self._say(told_of_exit(name, code, self.settings.data_dir / "logs" / f"{name}.log"))
-
-    async def _wait_ready(self, child: Child) -> None:
-        own = aiohttp.TCPConnector(ssl=False)  # its certificate is for its clients to judge
-        deadline = asyncio.get_running_loop().time() + START_LIMIT_S
-        timeout = aiohttp.ClientTimeout(total=2)
-        async with aiohttp.ClientSession(timeout=timeout, connector=own) as session:
-            while not await answers(session, f"{self.url}/v1/models", UP):
-                if child.restarts >= 3 or asyncio.get_running_loop().time() > deadline:
-                    raise CannotStartError(
-                        f"Envoy does not come up; the end of its log says:\n{child.last_words()}"
-                    )
-                await asyncio.sleep(0.1)
 
 
 def _named(name: str, say: Say) -> Say:

@@ -3,7 +3,6 @@
 import asyncio
 import logging
 import ssl
-from collections.abc import Sequence
 from pathlib import Path
 
 import uvloop
@@ -12,11 +11,11 @@ from autopoiesis.arms.compiler import compile_policy
 from autopoiesis.arms.language import verify
 from autopoiesis.gateway.standalone import StandalonePicker, serve
 from autopoiesis.gateway.warm import warm_up
+from autopoiesis.orchestrator.first_fleet import remote_members
 from autopoiesis.orchestrator.replay_command import find_arms
 from autopoiesis.orchestrator.settings import Settings, SettingsError
-from autopoiesis.orchestrator.supervisor import CannotStartError, Say
-from autopoiesis.replicas.fleet import Member
-from autopoiesis.replicas.probe import probe
+from autopoiesis.orchestrator.startup import CannotStartError
+from autopoiesis.orchestrator.supervisor import Say
 
 
 def run_picker(
@@ -32,7 +31,7 @@ def run_picker(
         raise SettingsError("The picker needs replicas; give each with --replica URL.")
     (chosen,) = find_arms(settings, [arm])
     tls = _tls(*certificate)
-    members = asyncio.run(_members(settings))
+    members = asyncio.run(remote_members(settings))
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s")
     warm_up()
     picker = StandalonePicker((chosen.id, compile_policy(verify(chosen.source))), members, say)
@@ -42,21 +41,6 @@ def run_picker(
         raise CannotStartError(
             f"Cannot listen on {host}:{port}: {error.strerror or error}; give another --port."
         ) from None
-
-
-async def _members(settings: Settings) -> Sequence[Member]:
-    found = await asyncio.gather(*(probe(url) for url in settings.replica))
-    profiles = settings.profile
-    return [
-        Member(
-            name=f"replica-{i}",
-            address=server.address,
-            profile=profiles[i % len(profiles)],
-            speed=1.0,
-            kind="remote",
-        )
-        for i, server in enumerate(found)
-    ]
 
 
 def _tls(certificate: Path | None, key: Path | None) -> tuple[bytes, bytes] | None:

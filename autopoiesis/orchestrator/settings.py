@@ -134,6 +134,10 @@ class Settings(BaseModel):
             )
         return self
 
+    def profile_of(self, place: int) -> str:
+        """Return the profile of the replica at this place in the fleet."""
+        return self.profile[place % len(self.profile)]
+
     @property
     def objective(self) -> Objective:
         """The service-level objective."""

@@ -8,13 +8,10 @@ import asyncio
 import fcntl
 import os
 import shutil
-import socket
 import sys
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
-
-import aiohttp
 
 from autopoiesis.gateway import envoy
 from autopoiesis.gateway.endpoints import write_endpoints
@@ -27,10 +24,10 @@ from autopoiesis.orchestrator.first_fleet import simulated_replicas
 from autopoiesis.orchestrator.follower import Follower, reconfiguration
 from autopoiesis.orchestrator.local_replica import LocalReplica, ReplicaFailedError
 from autopoiesis.orchestrator.settings import Settings
+from autopoiesis.orchestrator.startup import CannotStartError, check_port, until_up
 from autopoiesis.orchestrator.vllm_fleet import bring_up
 from autopoiesis.replicas.devices import PlacementError
 from autopoiesis.replicas.fleet import FleetError, Member
-from autopoiesis.replicas.probe import answers
 from autopoiesis.replicas.roster import Roster
 from autopoiesis.replicas.targets import ChangeLog, TargetFile
 from autopoiesis.telemetry.store import Store
@@ -40,14 +37,8 @@ LONGEST_RUN_DIR = 90
 START_LIMIT_S = 900.0
 """Longest start: the first one on a machine compiles the decision and twin kernels."""
 STOP_GRACE_S = 5.0
-UP = frozenset({200, 401})
-"""What a gateway that is up answers, the second if it wants a key."""
 
 Say = Callable[[str], None]
-
-
-class CannotStartError(RuntimeError):
-    """Something needed is missing or taken; the message says what, and what to do."""
 
 
 class Supervisor:
@@ -114,7 +105,7 @@ class Supervisor:
         write_token(settings.data_dir, settings.control_token)
         self._bring_salt(run_dir)
         await self._start_children(run_dir)
-        await self._wait_ready()
+        await self._until_up()
         self._follow(roster)
 
     async def stop(self) -> None:
@@ -221,36 +212,15 @@ class Supervisor:
     def _on_exit(self, name: str, code: int) -> None:
         self.say(told_of_exit(name, code, self.settings.data_dir / "logs" / f"{name}.log"))
 
-    async def _wait_ready(self) -> None:
-        waiting_for = {f"{self.control_url}/health": "controller"}
+    async def _until_up(self) -> None:
+        child = {child.name: child for child in self._children}
+        signs: dict[str | Path, Child] = {
+            f"{self.control_url}/health": child["controller"],
+            RunDir(self.settings.run_dir).picker_socket: child["picker"],
+        }
         if self._has_envoy:
-            waiting_for[f"{self.url}/v1/models"] = "envoy"
-        own = aiohttp.TCPConnector(ssl=False)  # its certificate is for its clients to judge
-        picker_socket = RunDir(self.settings.run_dir).picker_socket
-        deadline = asyncio.get_running_loop().time() + START_LIMIT_S
-        timeout = aiohttp.ClientTimeout(total=2)
-        async with aiohttp.ClientSession(timeout=timeout, connector=own) as session:
-            while True:
-                waiting_for = {
-                    u: n for u, n in waiting_for.items() if not await answers(session, u, UP)
-                }
-                if not waiting_for and picker_socket.exists():
-                    return
-                stuck = [c for c in self._children if c.restarts >= 3]
-                if stuck or asyncio.get_running_loop().time() > deadline:
-                    child = (
-                        stuck[0]
-                        if stuck
-                        else self._child(next(iter(waiting_for.values()), "picker"))
-                    )
-                    log = self.settings.data_dir / "logs" / f"{child.name}.log"
-                    raise CannotStartError(
-                        f"{child.name} does not come up; the end of {log} says:\n{child.last_words()}"
-                    )
-                await asyncio.sleep(0.1)
-
-    def _child(self, name: str) -> Child:
-        return next(child for child in self._children if child.name == name)
+            signs[f"{self.url}/v1/models"] = child["envoy"]
+        await until_up(signs, self._children, START_LIMIT_S)
 
 
 @contextmanager
@@ -304,16 +274,3 @@ def _check_telemetry(file: Path) -> None:
     """Open the file as the controller will: what is wrong with it is told at once, and only once."""
     if file.exists():
         Store.open(file).close()
-
-
-def check_port(host: str, port: int, option: str) -> None:
-    """Raise `CannotStartError` if the port is taken; `option` gives another one."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family, socket.SOCK_STREAM) as trial:
-        trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            trial.bind((host, port))
-        except OSError as error:
-            raise CannotStartError(
-                f"Cannot listen on {host}:{port}: {error.strerror}; give another port with {option}."
-            ) from None

@@ -23,8 +23,9 @@ from autopoiesis.orchestrator.reconfigurations import durations_of
 from autopoiesis.orchestrator.registrar import NewArm, Said
 from autopoiesis.orchestrator.replay_command import traffic_and_fleet
 from autopoiesis.orchestrator.settings import Settings, SettingsError
+from autopoiesis.orchestrator.startup import CannotStartError
 from autopoiesis.orchestrator.stored import stored_arms, stored_fleet, stored_requests_between
-from autopoiesis.orchestrator.supervisor import CannotStartError, running_control_url
+from autopoiesis.orchestrator.supervisor import running_control_url
 from autopoiesis.orchestrator.triggers import Trigger
 from autopoiesis.orchestrator.yards import cut_with_capacity, paired, planning_budget_s
 from autopoiesis.replicas.fleet import read_fleet

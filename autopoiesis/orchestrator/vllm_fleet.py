@@ -90,13 +90,12 @@ def _command(vllm: Vllm, berths: Berths, member: Member) -> Command:
 
 def _members(settings: Settings, vllm: Vllm, spots: Sequence[Place]) -> list[Member]:
     ports = free_ports(len(spots))
-    names = settings.profile
     limits = vllm.limits
     return [
         Member(
             f"replica-{i}",
             f"127.0.0.1:{port}",
-            names[i % len(names)],
+            settings.profile_of(i),
             kind="vllm",
             max_num_seqs=limits.max_num_seqs,
             max_num_batched_tokens=limits.max_num_batched_tokens,
