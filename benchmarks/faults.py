@@ -127,6 +127,16 @@ async def replica_killed(scene: Scene) -> None:
 
 
 @fault
+async def replica_killed_in_prefill(scene: Scene) -> None:
+    """Kill one with -9 while its streams have got their headers, and no token."""
+    for member in scene.stack.members:
+        scene.stack.tell(member, "mode/prefill")
+        scene.stack.tell(member, f"delay/{10.0 * DELAY_S}")
+    await asyncio.sleep(1.0)
+    scene.stack.kill("mock-1")
+
+
+@fault
 async def replica_frozen(scene: Scene) -> None:
     """Stop one of the replicas: it takes connections and answers nothing."""
     scene.stack.processes["mock-1"].send_signal(signal.SIGSTOP)

@@ -1,12 +1,12 @@
 """What the gateway costs: the same mock replica, reached directly and through Envoy and the picker.
 
-    python benchmarks/gateway.py [--rounds 5] [--seconds 2] [--beside NAME=VENV]... [--lua] [--json FILE|-]
+    python benchmarks/gateway.py [--rounds 5] [--seconds 2] [--beside NAME=VENV]... [--lua] [--at-once] [--json FILE|-]
 
 Direct and gateway take turns within each round, so that other work on the machine hits both; so do
-routers that are named with `--beside` (`other_routers.py` tells which) and, with `--lua`, an Envoy
-that decides by itself (`lua_gateway.py`). CPU is what the kernel charged to each process, divided by
-the requests that it carried; a stream has 18 chunks. Last the picker is killed with -9 under load
-and started again, and every answer is counted.
+routers that are named with `--beside` (`other_routers.py` tells which), with `--lua` an Envoy that
+decides by itself (`lua_gateway.py`), and with `--at-once` one that keeps no headers back. CPU is what
+the kernel charged to each process, divided by the requests that it carried; a stream has 18 chunks.
+Last the picker is killed with -9 under load and started again, and every answer is counted.
 """
 
 import argparse
@@ -24,10 +24,11 @@ from typing import Any, NamedTuple
 import psutil
 import uvloop
 from gateway_stack import Load, Stack, run_load, running_stack, until_decided
-from lua_gateway import running_lua
+from lua_gateway import deciding_by_itself
 from other_routers import COMMANDS, running_routers, until_answered
 from rich.console import Console
 from rich.table import Table
+from second_envoy import headers_at_once, running_envoy
 
 CONNECTIONS = (1, 64)
 CHUNKS = 18
@@ -137,7 +138,7 @@ async def kill_picker(stack: Stack, connections: int = 16, seconds: float = 8.0)
 
 
 async def measure(
-    rounds: int, seconds: float, beside: Sequence[tuple[str, Path]], lua: bool
+    rounds: int, seconds: float, beside: Sequence[tuple[str, Path]], lua: bool, at_once: bool
 ) -> dict[str, Any]:
     with ExitStack() as running:
         folder = Path(running.enter_context(tempfile.TemporaryDirectory()))
@@ -152,8 +153,12 @@ async def measure(
             Way("gateway", stack.port, pids),
         ]
         if lua:
-            own = running.enter_context(running_lua(folder, stack))
+            alone = deciding_by_itself(stack.members)
+            own = running.enter_context(running_envoy("lua", folder, stack, alone))
             ways.append(Way("in Envoy", own.port, {"envoy": own.pid}))
+        if at_once:
+            own = running.enter_context(running_envoy("at-once", folder, stack, headers_at_once))
+            ways.append(Way("headers at once", own.port, {**pids, "envoy": own.pid}))
         for router in routers:
             await until_answered(router, folder)
             ways.append(Way(router.name, router.port, {router.name: router.pid}))
@@ -250,13 +255,18 @@ def main() -> None:
     )
     parser.add_argument("--lua", action="store_true", help="measure an Envoy that decides, too")
     parser.add_argument(
+        "--at-once",
+        action="store_true",
+        help="measure an Envoy that keeps no headers back until the first byte, too",
+    )
+    parser.add_argument(
         "--json", metavar="FILE", help="write the figures here; - for standard output"
     )
     chosen = parser.parse_args()
     beside = [(name, Path(venv)) for name, _, venv in (b.partition("=") for b in chosen.beside)]
     if unknown := {name for name, _ in beside} - set(COMMANDS):
         raise SystemExit(f"--beside knows {', '.join(COMMANDS)}, not {', '.join(unknown)}.")
-    told = uvloop.run(measure(chosen.rounds, chosen.seconds, beside, chosen.lua))
+    told = uvloop.run(measure(chosen.rounds, chosen.seconds, beside, chosen.lua, chosen.at_once))
     if chosen.json == "-":
         print(json.dumps(told, indent=2))
         return

@@ -8,24 +8,13 @@ that is what learning needs; slow state (speeds, reports of the replicas) would 
 Counts are per worker, and a client that leaves is not taken out of them: a product would need more.
 """
 
-import subprocess
-import time
-import urllib.request
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
-from typing import Any, NamedTuple
+from collections.abc import Sequence
 
-import orjson
-from gateway_stack import Stack
+from second_envoy import Alter
 
-from autopoiesis.gateway import config, envoy
-from autopoiesis.gateway.config import Plan
-from autopoiesis.gateway.endpoints import write_endpoints
-from autopoiesis.gateway.models import Fleet
-from autopoiesis.gateway.resource import EXT_PROC, typed
-from autopoiesis.gateway.settings import ENDPOINT_KEY, ENDPOINT_NAMESPACE, RunDir
-from autopoiesis.replicas.fleet import free_ports
+from autopoiesis.gateway.resource import EXT_PROC, Config, typed
+from autopoiesis.gateway.settings import ENDPOINT_KEY, ENDPOINT_NAMESPACE
+from autopoiesis.replicas.fleet import Member
 
 POLICY = """
 local addresses = { ADDRESSES }
@@ -110,33 +99,9 @@ end
 """
 
 
-class LuaGateway(NamedTuple):
-    """An Envoy that runs."""
-
-    port: int
-    pid: int
-
-
-def _filters_in(manager: Any) -> list[Any]:
-    return manager["typed_config"]["http_filters"]
-
-
-@contextmanager
-def running_lua(folder: Path, stack: Stack) -> Iterator[LuaGateway]:
-    """Run a second Envoy before a stack's replicas, which decides by itself."""
-    run_dir = RunDir(folder / "lua")
-    run_dir.path.mkdir()
-    (port,) = free_ports(1)
-    fleet = Fleet(run_dir)
-    plan = Plan("127.0.0.1", port, stack.settings, run_dir, (fleet,))
-    write_endpoints(run_dir, stack.members)
-    run_dir.picker_socket.symlink_to(RunDir(stack.run_dir).picker_socket)
-    run_dir.clusters.write_bytes(orjson.dumps(config.clusters(plan)))
-    run_dir.certificate.write_bytes(orjson.dumps(config.secrets(plan)))
-    listeners = config.listeners(plan)
-    (listener,) = listeners["resources"]
-    (manager,) = listener["filter_chains"][0]["filters"]
-    addresses = ", ".join(f'"{member.address}"' for member in stack.members)
+def deciding_by_itself(members: Sequence[Member]) -> Alter:
+    """Return how to let Envoy decide among these replicas."""
+    addresses = ", ".join(f'"{member.address}"' for member in members)
     script = POLICY.replace("ADDRESSES", addresses)
     script = script.replace("NAMESPACE", ENDPOINT_NAMESPACE).replace("KEY", ENDPOINT_KEY)
     lua = typed(
@@ -144,27 +109,9 @@ def running_lua(folder: Path, stack: Stack) -> Iterator[LuaGateway]:
         "extensions.filters.http.lua.v3.Lua",
         default_source_code={"inline_string": script},
     )
-    kept = [one for one in _filters_in(manager) if one["name"] != EXT_PROC]
-    manager["typed_config"]["http_filters"] = [lua, *kept]
-    run_dir.listeners.write_bytes(orjson.dumps(listeners))
-    run_dir.envoy_config.write_bytes(orjson.dumps(config.bootstrap(plan)))
-    with (folder / "lua.log").open("wb") as log:
-        argv = envoy.arguments(run_dir.envoy_config, stack.settings)
-        process = subprocess.Popen(argv, stdout=log, stderr=log)
-    try:
-        _until_ready(port, folder)
-        yield LuaGateway(port, process.pid)
-    finally:
-        process.kill()
-        process.wait()
 
+    def alter(manager: Config, _: list[Config]) -> None:
+        kept = [one for one in manager["http_filters"] if one["name"] != EXT_PROC]
+        manager["http_filters"] = [lua, *kept]
 
-def _until_ready(port: int, folder: Path) -> None:
-    deadline_s = time.monotonic() + 30
-    while time.monotonic() < deadline_s:
-        try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{port}/v1/models", timeout=2):
-                return
-        except OSError:
-            time.sleep(0.1)
-    raise SystemExit(f"Envoy with the policy inside does not come up; see {folder / 'lua.log'}.")
+    return alter

@@ -1,8 +1,9 @@
 """A replica that costs as little as possible and can be told to misbehave: `mock_replica.py PORT`.
 
 It answers after `delay_s` with 16 tokens, in one piece or as a stream. `GET /mode/NAME` changes how
-it behaves from then on: ok, slow (ten times the delay), errors (500), garbage (no HTTP), breaks
-(closes after the fifth token), and `GET /delay/SECONDS` the delay.
+it behaves from then on: ok, prefill (sends a stream's headers before the delay, as vLLM does), slow (ten
+times the delay), errors (500), garbage (no HTTP), breaks (closes after the fifth token), and `GET
+/delay/SECONDS` the delay.
 """
 
 import asyncio
@@ -89,7 +90,12 @@ class MockReplica(asyncio.Protocol):
             self._transport.write(self._told(head.split(b" ", 2)[1].decode()))
             return
         wait_s = self._behaviour.wait_s()
-        answer = self._stream if b'"stream": true' in body else self._plain
+        answer = self._plain
+        if b'"stream": true' in body:
+            answer = self._stream
+            if self._behaviour.mode == "prefill":
+                answer = self._tokens
+                self._transport.write(STREAM_HEAD)
         if wait_s:
             asyncio.get_running_loop().call_later(wait_s, answer)
         else:
@@ -125,9 +131,14 @@ class MockReplica(asyncio.Protocol):
             self._transport.close()
         else:
             self._transport.write(STREAM_HEAD)
-            for _ in range(TOKENS):
-                self._transport.write(TOKEN)
-            self._transport.write(LAST)
+            self._tokens()
+
+    def _tokens(self) -> None:
+        if self._transport.is_closing():
+            return
+        for _ in range(TOKENS):
+            self._transport.write(TOKEN)
+        self._transport.write(LAST)
 
 
 def content_length(head: bytes) -> int:

@@ -1,5 +1,6 @@
 """Whom Envoy talks to: the picker, and the replicas."""
 
+from autopoiesis.gateway.first_byte import first_byte_filters
 from autopoiesis.gateway.models import Fleet
 from autopoiesis.gateway.resource import (
     REPLICAS,
@@ -60,6 +61,7 @@ def replica_cluster(settings: DataPlaneSettings, fleet: Fleet) -> Config:
             {
                 "explicit_http_config": {"http_protocol_options": {}},
                 "common_http_protocol_options": {"idle_timeout": seconds(settings.keepalive_s)},
+                "http_filters": first_byte_filters(),
             }
         ),
         "load_balancing_policy": {"policies": [_override_host()]},

@@ -1,7 +1,7 @@
 """Envoy's external processor, as our own Envoy is configured to ask it.
 
-Per request one gRPC call: the body comes, the decision goes; for a streamed answer the first body
-chunk comes too, which is the first token, and then Envoy goes on alone.
+Per request one gRPC call: the body comes, the decision goes; of a streamed answer the headers come
+too, which have waited for the first token (`first_byte.py`), and then Envoy goes on alone.
 """
 
 import logging
@@ -44,8 +44,8 @@ class Exchange:
             self._decide(told)
             return
         self._call.send(GO_ON[kind])
-        if kind == "response_body" and self._flight is not None:
-            self._first_chunk(self._flight, protocol.attributes(told))
+        if kind == "response_headers" and self._flight is not None:
+            self._first_token(self._flight, protocol.attributes(told))
             self._call.end()
 
     def half_closed(self) -> None:
@@ -92,7 +92,7 @@ class Exchange:
             if not self._picker.decide(self._flight, self, started_s):
                 self._call.send(WAIT)
 
-    def _first_chunk(self, flight: Flight, attributes: Mapping[str, Any]) -> None:
+    def _first_token(self, flight: Flight, attributes: Mapping[str, Any]) -> None:
         answered = "response.code" in attributes and attributes["response.code"].number_value < 400
         if answered:
             state = self._picker.state

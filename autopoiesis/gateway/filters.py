@@ -59,12 +59,9 @@ def filters(settings: DataPlaneSettings, fleets: Sequence[Fleet]) -> list[Config
             metadata_options={
                 "receiving_namespaces": {"untyped": [ENDPOINT_NAMESPACE, DECISION_NAMESPACE]}
             },
-            processing_mode={
-                "request_header_mode": "SKIP",
-                "response_header_mode": "SKIP",
-                "request_body_mode": "BUFFERED",
-                "response_body_mode": "STREAMED",
-            },
+            # What no route takes is none of its business; the routes say what is.
+            processing_mode={"request_header_mode": "SKIP", "response_header_mode": "SKIP"},
+            forward_rules={"allowed_headers": {"patterns": [{"exact": ":status"}]}},
         ),
         # The headers wait here for the body, and with it for the picker's answer.
         typed(

@@ -88,7 +88,7 @@ def routes_by_model(routes: Sequence[tuple[Fleet, Config]]) -> list[Config]:
     Behind them stand the answers to requests for a model that is not there, or for none.
     """
     if len(routes) == 1:
-        return [routes[0][1]]
+        return [_asking(*routes[0])]
     match, filters = routes[0][1]["match"], routes[0][1]["typed_per_filter_config"]
     known = [_for(fleet, route) for fleet, route in routes]
     present = {**match, "dynamic_metadata": [{**_MODEL, "value": {"present_match": True}}]}
@@ -143,14 +143,23 @@ def model_errors(fleets: Sequence[Fleet]) -> list[tuple[HTTPStatus, HTTPStatus, 
 
 
 def _for(fleet: Fleet, route: Config) -> Config:
-    asks = {"envoy_grpc": {"cluster_name": fleet.picker}}
-    by_its_picker = {**_ext_proc(overrides={"grpc_service": asks})}
-    filters: Config = route["typed_per_filter_config"]
-    return {
-        **route,
-        "match": {**route["match"], "dynamic_metadata": [fleet.is_asked_for]},
-        "typed_per_filter_config": {EXT_PROC: by_its_picker, **filters},
+    match = {**route["match"], "dynamic_metadata": [fleet.is_asked_for]}
+    return {**_asking(fleet, route), "match": match}
+
+
+def _asking(fleet: Fleet, route: Config) -> Config:
+    """Have the fleet's picker decide, and told of the first byte, unless the route does without it."""
+    asks = {
+        "grpc_service": {"envoy_grpc": {"cluster_name": fleet.picker}},
+        "processing_mode": {
+            "request_header_mode": "SKIP",
+            "response_header_mode": "SEND",  # they come with the first byte
+            "request_body_mode": "BUFFERED",
+            "response_body_mode": "NONE",
+        },
     }
+    filters: Config = route["typed_per_filter_config"]
+    return {**route, "typed_per_filter_config": {EXT_PROC: _ext_proc(overrides=asks), **filters}}
 
 
 def _refusal(match: Config, filters: Config, status: HTTPStatus) -> Config:

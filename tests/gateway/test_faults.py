@@ -8,7 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from stack import Stack, chat, running_stack, wait_until
+import pytest
+from stack import Answer, Stack, chat, running_stack, wait_until
 from test_gateway import FIRST_REPLICA, Records, serving
 
 from autopoiesis.gateway import envoy
@@ -69,6 +70,30 @@ def test_a_replica_killed_under_load_loses_no_request(stack: Stack):
     wait_until(lambda: stack.listens(stack.members[2]))
     assert len(results) >= 4
     assert set(results) == {200}
+
+
+def test_a_stream_without_a_token_is_not_lost_with_its_replica(stack: Stack):
+    answers: list[Answer] = []
+    ask = chat(stream=True, test={"first_s": 1.0})  # the headers come at once
+
+    def wait() -> None:
+        answers.append(stack.post(ask, headers={"x-request-id": "in-prefill"}))
+
+    records = Records(stack)
+    with serving(stack, FIRST_REPLICA, "r0", "r1", "r2"):
+        thread = threading.Thread(target=wait)
+        thread.start()
+        time.sleep(0.5)
+        stack.kill("r0")
+        thread.join()
+    stack.start_upstream(stack.members[0])
+    wait_until(lambda: stack.listens(stack.members[0]))
+    (answer,) = answers
+    assert (answer.status, answer.headers["x-served-by"]) == (200, "r1")
+    assert answer.body.endswith(b"data: [DONE]\n\n")
+    (record,) = records.of("in-prefill")
+    assert (record.status, record.attempts, record.replica) == (Status.COMPLETED, 2, "r1")
+    assert record.ttft_s == pytest.approx(1.5, abs=0.45)
 
 
 def test_a_frozen_replica_gets_hardly_any_new_requests(stack: Stack):
@@ -178,14 +203,18 @@ def test_draining_waits_for_what_runs(stack: Stack):
     stack.start_envoy()
 
 
-def test_a_request_that_hangs_on_a_frozen_replica_is_answered_by_another(tmp_path: Path):
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_request_that_hangs_on_a_frozen_replica_is_answered_by_another(
+    tmp_path: Path, stream: bool
+):
+    ask = chat(stream=stream, max_tokens=4)
     with running_stack(tmp_path, patience_s=0.5) as stack, serving(stack, FIRST_REPLICA, "r1"):
         for _ in range(4):
-            assert stack.post(chat()).headers["x-served-by"] == "r1"
+            assert stack.post(ask).headers["x-served-by"] == "r1"
         time.sleep(1.0)  # until the picker has looked at what is usual
         stack.processes["r1"].send_signal(signal.SIGSTOP)
         try:
-            answer = stack.post(chat(max_tokens=4), headers={"x-request-id": "hung"})
+            answer = stack.post(ask, headers={"x-request-id": "hung"})
         finally:
             stack.processes["r1"].send_signal(signal.SIGCONT)
         assert answer.status == 200

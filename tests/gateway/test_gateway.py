@@ -342,7 +342,7 @@ def test_a_stream_that_breaks_has_failed_and_one_that_is_left_is_aborted(stack: 
     records = Records(stack)
     with pytest.raises(http.client.IncompleteRead):
         stack.post(
-            chat(stream=True, max_tokens=9, test={"break_after": 3}),
+            chat(stream=True, max_tokens=9, test={"break_after": 3, "each_s": 0.05}),
             headers={"x-request-id": "broken"},
         )
 

@@ -177,7 +177,7 @@ def test_a_fault_in_reading_lets_the_request_pass(picker: Picker, monkeypatch: p
 
 
 def test_a_failed_stream_is_no_first_token(picker: Picker):
-    message = ext_proc.ProcessingRequest(response_body=ext_proc.HttpBody(body=b"{}"))
+    message = ext_proc.ProcessingRequest(response_headers=ext_proc.HttpHeaders())
     told = message.attributes["envoy.filters.http.ext_proc"].fields
     told["response.code"].number_value = 500
     asked(picker, body(stream=True), message)
