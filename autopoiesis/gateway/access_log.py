@@ -25,6 +25,8 @@ _BROKEN_FLAGS = (
 )
 """An answer that began well, but with one of these, did not end well."""
 _GONE_FLAGS = ("downstream_connection_termination", "downstream_remote_reset")
+STALLED = "replica_stalled"
+"""What the picker tells Envoy, and Envoy here, of a stream that it ended."""
 CLIENT_CLOSED = 499
 """Status of a request whose client went away before there was an answer, as nginx writes it."""
 
@@ -89,6 +91,8 @@ def read_entry(entry: Message) -> Ending | None:
         return None
     usage = namespaces[USAGE_NAMESPACE].fields if USAGE_NAMESPACE in namespaces else None
     status, http_status = _status(response.response_code.value, common.response_flags)
+    if response.response_code_details == STALLED:
+        status = Status.FAILED
     ended_s = _seconds(common.time_to_last_upstream_rx_byte) or _seconds(common.duration)
     socket = common.upstream_remote_address.socket_address
     return Ending(

@@ -69,6 +69,10 @@ class Call:
             self._status = (code, message)
             self._soon()
 
+    def header(self, name: str) -> str | None:
+        """Return what the other side said at the call's beginning, None if it did not."""
+        return dict(self._context.invocation_metadata() or ()).get(name)
+
     async def serve(self, caller: Caller) -> None:
         """Hand on what comes in, send what the caller says, until either side ends the call."""
         self._serving = asyncio.current_task()

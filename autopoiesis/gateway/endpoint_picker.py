@@ -61,6 +61,14 @@ class Asker(Protocol):
         ...
 
 
+class Stream(Protocol):
+    """An answer that comes token by token."""
+
+    def stalled(self, for_s: float) -> bool:
+        """End it if its replica may not be silent for so long; tell whether it is ended."""
+        ...
+
+
 class EndpointPicker:
     """Decides by `state` and accounts in `ledger`."""
 
@@ -83,6 +91,8 @@ class EndpointPicker:
         self._numbers = itertools.count(1)
         self._waiting: dict[str, tuple[Flight, Asker]] = {}
         """Key → held request, in order of arrival."""
+        self._streams: dict[str, tuple[Flight, Stream]] = {}
+        """Key → stream that has begun and not ended."""
         self._release_after_s = 0.0
 
     def arrival(self, question: Question, subset: frozenset[str] | None = None) -> Flight:
@@ -144,6 +154,26 @@ class EndpointPicker:
         self.state.drop_held(flight)
         self.ledger.settle(flight, Status.ABORTED, CLIENT_CLOSED)
         return True
+
+    def began(self, flight: Flight, stream: Stream) -> None:
+        """Its first token is out."""
+        self._streams[flight.key] = flight, stream
+        self.release()
+
+    def ended(self, flight: Flight) -> None:
+        """It is over."""
+        self._streams.pop(flight.key, None)
+
+    def silent(self, replica: str, for_s: float) -> int:
+        """A replica has answered nothing for so long: end the streams that stall on it; return how many."""
+        stalled = [
+            flight
+            for flight, stream in self._streams.values()
+            if self.state.membership.name_of(flight.replica) == replica and stream.stalled(for_s)
+        ]
+        for flight in stalled:
+            self.ended(flight)
+        return len(stalled)
 
     def release(self) -> None:
         """Let held requests go for which there is a replica now."""

@@ -1,7 +1,8 @@
 """Envoy's external processor, as our own Envoy is configured to ask it.
 
-Per request one gRPC call: the body comes, the decision goes; of a streamed answer the headers come
-too, which have waited for the first token (`first_byte.py`), and then Envoy goes on alone.
+Per request one gRPC call: the body comes, the decision goes. Of a streamed answer the headers come
+too, which have waited for the first token (`first_byte.py`); the tokens do not, but the call stays
+open for as long as the stream, so that the picker can end one that has stalled.
 """
 
 import logging
@@ -10,13 +11,14 @@ from collections.abc import Mapping
 from typing import Any
 
 from autopoiesis.gateway import protocol
+from autopoiesis.gateway.access_log import STALLED
 from autopoiesis.gateway.calls import Call
 from autopoiesis.gateway.endpoint_picker import EndpointPicker, Question
-from autopoiesis.gateway.errors import RETRY_AFTER_S, bad_request, overloaded
+from autopoiesis.gateway.errors import LOCAL_ERRORS, RETRY_AFTER_S, bad_request, overloaded
 from autopoiesis.gateway.flight import Flight
 from autopoiesis.gateway.prompt import BadRequestError
 from autopoiesis.gateway.protocol import GO_ON, Message
-from autopoiesis.gateway.settings import LONGEST_HOLD_S, SESSION_HEADER
+from autopoiesis.gateway.settings import LONGEST_HOLD_S, SESSION_HEADER, STALL_HEADER
 from autopoiesis.gateway.state import Addresses
 
 log = logging.getLogger(__name__)
@@ -46,7 +48,6 @@ class Exchange:
         self._call.send(GO_ON[kind])
         if kind == "response_headers" and self._flight is not None:
             self._first_token(self._flight, protocol.attributes(told))
-            self._call.end()
 
     def half_closed(self) -> None:
         """Envoy asks no more."""
@@ -57,6 +58,7 @@ class Exchange:
         """Envoy gave up waiting, or its client did."""
         if self._flight is not None:
             self._picker.give_up(self._flight)
+            self._picker.ended(self._flight)
 
     # --- what the picker answers --------------------------------------------------------------
 
@@ -73,6 +75,15 @@ class Exchange:
         retry_after = {"retry-after": str(RETRY_AFTER_S)}
         self._call.send(protocol.refusal(429, overloaded(reason), retry_after))
         self._call.end()
+
+    def stalled(self, for_s: float) -> bool:
+        """End the stream if its replica may not be silent for so long."""
+        limit_s = self._call.header(STALL_HEADER)
+        if limit_s is None or for_s < float(limit_s):
+            return False
+        self._call.send(protocol.refusal(504, LOCAL_ERRORS[504], details=STALLED))
+        self._call.end()
+        return True
 
     # --- inside -------------------------------------------------------------------------------
 
@@ -99,7 +110,9 @@ class Exchange:
             state.accounts.first_token(
                 flight, state.membership.at_address(_text(attributes, "upstream.address"))
             )
-            self._picker.release()
+            self._picker.began(flight, self)
+        else:
+            self._call.end()
 
 
 def _question(message: Message) -> Question:

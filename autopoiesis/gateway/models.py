@@ -21,7 +21,7 @@ from autopoiesis.gateway.resource import (
     type_url,
     typed,
 )
-from autopoiesis.gateway.settings import RunDir
+from autopoiesis.gateway.settings import STALL_HEADER, RunDir
 
 REQUEST_NAMESPACE, MODEL_KEY = "request", "model"
 """Metadata in which Envoy keeps what it read out of a request's body."""
@@ -82,15 +82,15 @@ def model_filters(fleets: Sequence[Fleet]) -> list[Config]:
     return [read, again]
 
 
-def routes_by_model(routes: Sequence[tuple[Fleet, Config]]) -> list[Config]:
+def routes_by_model(routes: Sequence[tuple[Fleet, Config]], stall_timeout_s: float) -> list[Config]:
     """Return routes for the same paths, one for each fleet, as they are taken once the model is known.
 
     Behind them stand the answers to requests for a model that is not there, or for none.
     """
     if len(routes) == 1:
-        return [_asking(*routes[0])]
+        return [_asking(*routes[0], stall_timeout_s)]
     match, filters = routes[0][1]["match"], routes[0][1]["typed_per_filter_config"]
-    known = [_for(fleet, route) for fleet, route in routes]
+    known = [_for(fleet, route, stall_timeout_s) for fleet, route in routes]
     present = {**match, "dynamic_metadata": [{**_MODEL, "value": {"present_match": True}}]}
     return [
         *known,
@@ -142,15 +142,18 @@ def model_errors(fleets: Sequence[Fleet]) -> list[tuple[HTTPStatus, HTTPStatus, 
     ]
 
 
-def _for(fleet: Fleet, route: Config) -> Config:
+def _for(fleet: Fleet, route: Config, stall_timeout_s: float) -> Config:
     match = {**route["match"], "dynamic_metadata": [fleet.is_asked_for]}
-    return {**_asking(fleet, route), "match": match}
+    return {**_asking(fleet, route, stall_timeout_s), "match": match}
 
 
-def _asking(fleet: Fleet, route: Config) -> Config:
+def _asking(fleet: Fleet, route: Config, stall_timeout_s: float) -> Config:
     """Have the fleet's picker decide, and told of the first byte, unless the route does without it."""
     asks = {
-        "grpc_service": {"envoy_grpc": {"cluster_name": fleet.picker}},
+        "grpc_service": {
+            "envoy_grpc": {"cluster_name": fleet.picker},
+            "initial_metadata": [{"key": STALL_HEADER, "value": f"{stall_timeout_s:g}"}],
+        },
         "processing_mode": {
             "request_header_mode": "SKIP",
             "response_header_mode": "SEND",  # they come with the first byte

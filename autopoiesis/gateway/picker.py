@@ -187,6 +187,13 @@ class Picker:
         """A replica is away or back: held requests may have a place now."""
         self.service.release()
 
+    def silent(self, replica: str, for_s: float) -> None:
+        """A replica that is away has answered nothing for so long."""
+        if count := self.service.silent(replica, for_s):
+            self.fault(
+                "", f"{count} streams that stalled on {replica} for {for_s:.0f} s were ended"
+            )
+
     # --- what Envoy says ----------------------------------------------------------------------
 
     def _exchange(self, call: Call) -> Caller:

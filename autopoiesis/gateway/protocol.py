@@ -93,8 +93,16 @@ def _destination(addresses: tuple[str, ...]) -> bytes:
     return answer.SerializeToString()
 
 
-def refusal(status: int, body: dict[str, Any], headers: Mapping[str, str] | None = None) -> bytes:
-    """Answer the client in place of a replica, with JSON."""
+def refusal(
+    status: int,
+    body: dict[str, Any],
+    headers: Mapping[str, str] | None = None,
+    details: str = "picker",
+) -> bytes:
+    """Answer the client in place of a replica, with JSON; an answer that has begun is broken off.
+
+    `details` is what the access log will tell of it.
+    """
     options = [
         _header(name, value)
         for name, value in {"content-type": "application/json", **(headers or {})}.items()
@@ -104,7 +112,7 @@ def refusal(status: int, body: dict[str, Any], headers: Mapping[str, str] | None
             status=http_status_pb2.HttpStatus(code=status),
             headers=ext_proc.HeaderMutation(set_headers=options),
             body=orjson.dumps(body),
-            details="picker",
+            details=details,
         )
     )
 

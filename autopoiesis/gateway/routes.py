@@ -43,7 +43,8 @@ def routes(settings: DataPlaneSettings, fleets: Sequence[Fleet]) -> Config:
     uncounted = (READ_JSON, READ_STREAM)
 
     def by_model(match: Config, name: str = "", without: tuple[str, ...] = ()) -> list[Config]:
-        return routes_by_model([(f, _route(f, match, name, without)) for f in fleets])
+        of_fleets = [(f, _route(f, match, name, without)) for f in fleets]
+        return routes_by_model(of_fleets, settings.stall_timeout_s)
 
     decided = [
         *(by_model({"path": p, **is_post}, INFERENCE_ROUTE) for p in ANSWERED_WITH_USAGE),

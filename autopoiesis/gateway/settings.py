@@ -32,6 +32,8 @@ USAGE_NAMESPACE = "usage"
 """Metadata namespace of the token counts that Envoy reads out of answers."""
 
 
+STALL_HEADER = "x-autopoiesis-stall-timeout-s"
+"""Header by which Envoy tells the picker, call by call, how long a stream may stall."""
 LONGEST_HOLD_S = 90.0
 """Upper bound of the time for which the picker may keep a request waiting."""
 LARGEST_BODY_BYTES = 256 << 20
@@ -58,7 +60,9 @@ class DataPlaneSettings(BaseModel):
     request_timeout_s: float = Field(default=120.0, gt=0.0)
     """Longest time a client may take to send its request."""
     idle_timeout_s: float = Field(default=900.0, gt=0.0)
-    """A stream in which nothing moves for this long is ended."""
+    """A request in which nothing moves for this long is ended."""
+    stall_timeout_s: float = Field(default=60.0, gt=0.0)
+    """A stream that has begun is ended when its replica has answered nothing at all for this long."""
     connection_idle_s: float = Field(default=3600.0, gt=0.0)
     """A client's connection without a request is closed after this."""
     connect_timeout_s: float = Field(default=1.0, gt=0.0)

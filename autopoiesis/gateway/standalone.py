@@ -84,6 +84,9 @@ class StandalonePicker:
         """A replica is away or back: held requests may have a place now."""
         self.service.release()
 
+    def silent(self, replica: str, for_s: float) -> None:
+        """A replica answers nothing; the gateway has timeouts of its own."""
+
     def fault(self, arm_id: str, message: str) -> None:
         """Say what went wrong."""
         self._say(f"Arm {arm_id}: {message}" if arm_id else message)

@@ -32,6 +32,10 @@ class Listener(Protocol):
         """A replica went away or came back."""
         ...
 
+    def silent(self, replica: str, for_s: float) -> None:
+        """A replica that is away has answered nothing for so long."""
+        ...
+
     def fault(self, arm_id: str, message: str) -> None:
         """Something is wrong."""
         ...
@@ -48,6 +52,8 @@ class ReplicaWatch:
         self._polling: asyncio.Task[None] | None = None
         self._events = KvEvents(self._heard)
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._silent_since_s: dict[str, float] = {}
+        """Replica → when it failed to answer a poll for the first time since it last did."""
         self._told_missed: set[str] = set()
         self._told_missing: set[tuple[str, str]] = set()
 
@@ -95,6 +101,7 @@ class ReplicaWatch:
             how = f"away: {health.error}" if down else "back"
             self._listener.fault("", f"replica {name} is {how}")
             self._listener.changed()
+        self._note_silence(health, down)
         scrape = health.scrape or Scrape()
         if health.scrape:
             if scrape.running == scrape.waiting == 0.0:
@@ -116,6 +123,15 @@ class ReplicaWatch:
                 preemptions_total=scrape.preemptions_total or 0.0,
             )
         )
+
+    def _note_silence(self, health: Health, down: bool) -> None:
+        if not health.failures:
+            self._silent_since_s.pop(health.replica, None)
+            return
+        now_s = time.monotonic()
+        for_s = now_s - self._silent_since_s.setdefault(health.replica, now_s)
+        if down:
+            self._listener.silent(health.replica, for_s)
 
     def _completed(self, name: str, scrape: Scrape) -> Scrape:
         """Fill in what a replica does not tell of its load: that is not 0, and our own count is the next best."""

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from autopoiesis.gateway import envoy
+from autopoiesis.gateway.settings import DataPlaneSettings
 from autopoiesis.replicas.fleet import Member, free_ports, write_fleet
 
 UPSTREAM = Path(__file__).with_name("upstream.py")
@@ -38,6 +39,7 @@ class Stack:
     members: list[Member]
     processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
     patience_s: float = 10.0
+    settings: DataPlaneSettings = field(default_factory=DataPlaneSettings)
 
     def start(self, name: str, argv: Sequence[str]) -> None:
         with (self.run_dir / f"{name}.log").open("ab") as log:
@@ -67,7 +69,10 @@ class Stack:
         wait_until(lambda: self.log("picker").count("ready") > before, 120)
 
     def start_envoy(self) -> None:
-        self.start("envoy", envoy.prepare(self.run_dir, "127.0.0.1", self.port, self.members))
+        self.start(
+            "envoy",
+            envoy.prepare(self.run_dir, "127.0.0.1", self.port, self.members, self.settings),
+        )
         wait_until(lambda: asyncio.run(envoy.is_ready(self.run_dir)), 30)
         wait_until(lambda: _answers(self), 30)
 
@@ -114,7 +119,11 @@ def wait_until(condition: Callable[[], object], limit_s: float = 10.0) -> None:
 
 @contextmanager
 def running_stack(
-    run_dir: Path, replicas: int = 3, picker: bool = True, patience_s: float = 10.0
+    run_dir: Path,
+    replicas: int = 3,
+    picker: bool = True,
+    patience_s: float = 10.0,
+    settings: DataPlaneSettings | None = None,
 ) -> Iterator[Stack]:
     port, *ports = free_ports(replicas + 1)
     members = [
@@ -126,7 +135,9 @@ def running_stack(
         )
         for i, p in enumerate(ports)
     ]
-    stack = Stack(run_dir, port, members, patience_s=patience_s)
+    stack = Stack(
+        run_dir, port, members, patience_s=patience_s, settings=settings or DataPlaneSettings()
+    )
     write_fleet(run_dir / "fleet.json", members)
     try:
         for member in members:

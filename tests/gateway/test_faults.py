@@ -1,11 +1,13 @@
 """What may die, dies: replicas, the picker, Envoy. Every test mends what it broke."""
 
 import asyncio
+import http.client
+import json
 import signal
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,7 @@ from stack import Answer, Stack, chat, running_stack, wait_until
 from test_gateway import FIRST_REPLICA, Records, serving
 
 from autopoiesis.gateway import envoy
+from autopoiesis.gateway.settings import DataPlaneSettings
 from autopoiesis.replicas.fleet import write_fleet
 from autopoiesis.telemetry.records import Status
 
@@ -222,3 +225,28 @@ def test_a_request_that_hangs_on_a_frozen_replica_is_answered_by_another(
         (record,) = Records(stack).of("hung")
         assert (record.replica, record.attempts) == (answer.headers["x-served-by"], 2)
         assert "x-envoy" not in " ".join(answer.headers)
+
+
+def test_a_stream_that_stalls_on_a_frozen_replica_ends(tmp_path: Path):
+    settings = DataPlaneSettings(stall_timeout_s=1.5)
+    slow = chat(stream=True, max_tokens=2, test={"first_s": 2.0})
+    long = chat(stream=True, max_tokens=500, test={"each_s": 0.1})
+    with (
+        running_stack(tmp_path, settings=settings) as stack,
+        serving(stack, FIRST_REPLICA, "r1"),
+        closing(http.client.HTTPConnection("127.0.0.1", stack.port, timeout=30)) as connection,
+    ):
+        assert stack.post(slow).body.endswith(b"[DONE]\n\n")  # its replica is only slow
+        headers = {"x-request-id": "stalled"}
+        connection.request("POST", "/v1/chat/completions", json.dumps(long), headers)
+        answer = connection.getresponse()
+        assert answer.read(20)
+        stack.processes["r1"].send_signal(signal.SIGSTOP)
+        try:
+            with pytest.raises(http.client.IncompleteRead):
+                answer.read()
+        finally:
+            stack.processes["r1"].send_signal(signal.SIGCONT)
+        assert "1 streams that stalled on r1" in stack.log("picker")
+        (record,) = Records(stack).of("stalled")
+    assert (record.status, record.replica) == (Status.FAILED, "r1")
