@@ -3,9 +3,9 @@
     python benchmarks/faults.py [FAULT]... [--clients 16] [--seconds 8] [--json FILE|-]
 
 Half of the clients ask for streams, half for answers in one piece; each asks again as soon as it was
-answered. Replicas are mocks that answer after 20 ms. `lost` are requests of which no byte was
-answered, `broken` answers that ended too early; the rate is compared before the fault and from 2 s
-after it on. Without names all faults are tried (`--list` tells them).
+answered. Replicas are mocks that answer after 20 ms. `lost` are requests that no replica answered,
+`broken` answers that ended too early, `errors` a replica's own, passed on; the rate is compared before
+the fault and from 2 s after it on. Without names all faults are tried (`--list` tells them).
 """
 
 import argparse
@@ -52,6 +52,7 @@ class Outcome:
     answered: int
     lost: int
     broken: int
+    errors: int
     rate_before: float
     """Answers per second."""
     rate_after: float
@@ -282,6 +283,7 @@ async def play(name: str, clients: int, seconds: float) -> Outcome:
             answered=sum(len(load.latencies_s) for load in both),
             lost=sum(len(load.lost) for load in both),
             broken=sum(load.broken for load in both),
+            errors=sum(len(load.errors) for load in both),
             rate_before=sum(load.rate(began_s + 0.5, scene.at_s) for load in both),
             rate_after=sum(load.rate(after_s, end_s) for load in both),
             note=scene.note,
@@ -292,11 +294,11 @@ async def play(name: str, clients: int, seconds: float) -> Outcome:
 def show(outcomes: list[Outcome]) -> None:
     table = Table()
     table.add_column("fault")
-    for column in ("answered", "lost", "broken", "before /s", "after /s"):
+    for column in ("answered", "lost", "broken", "errors", "before /s", "after /s"):
         table.add_column(column, justify="right")
     table.add_column("note")
     for one in outcomes:
-        counts = f"{one.answered:,}", str(one.lost), str(one.broken)
+        counts = f"{one.answered:,}", str(one.lost), str(one.broken), str(one.errors)
         rates = f"{one.rate_before:.0f}", f"{one.rate_after:.0f}"
         why = "; ".join((one.note, *one.why_lost)).strip("; ")
         table.add_row(one.fault, *counts, *rates, why)

@@ -46,7 +46,7 @@ def summary(loads: list[Load], seconds: float) -> dict[str, float]:
         "p99_ms": 1e3 * latencies[int(0.99 * (len(latencies) - 1))],
         "first_byte_p50_ms": 1e3 * statistics.median(first_bytes),
         "requests_s": len(latencies) / (seconds * len(loads)),
-        "failed": sum(len(load.lost) + load.broken for load in loads),
+        "failed": sum(load.failed for load in loads),
     }
 
 
@@ -130,7 +130,7 @@ async def kill_picker(stack: Stack, connections: int = 16, seconds: float = 8.0)
     load = await running
     return {
         "requests": len(load.latencies_s),
-        "failed": len(load.lost) + load.broken,
+        "failed": load.failed,
         "failures": sorted(set(load.lost))[:5],
         "decided_by_picker": load.decided,
         "picker_back_after_s": back_s,
@@ -161,7 +161,7 @@ async def measure(
             ways.append(Way("headers at once", own.port, {**pids, "envoy": own.pid}))
         for router in routers:
             await until_answered(router, folder)
-            ways.append(Way(router.name, router.port, {router.name: router.pid}))
+            ways.append(Way(router.name, router.port, {router.name: router.process.pid}))
         for way in ways[2:]:
             await run_load(way.port, 16, 1.0)
         load_before = os.getloadavg()[0]

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-from mock_replica import content_length
+from mock_replica import ERROR_BODY, content_length
 
 from autopoiesis.gateway import envoy
 from autopoiesis.gateway.settings import DataPlaneSettings, RunDir
@@ -45,7 +45,9 @@ class Load:
     ended_s: list[float] = field(default_factory=list)
     """When each request was answered, on the performance counter."""
     lost: list[str] = field(default_factory=list)
-    """Why requests failed of which not a byte was answered."""
+    """Why requests failed that no replica answered."""
+    errors: list[str] = field(default_factory=list)
+    """Status lines of replicas' own errors."""
     broken: int = 0
     """Answers that ended too early."""
     replicas: list[str] = field(default_factory=list)
@@ -53,6 +55,11 @@ class Load:
     """Answers on which the picker decided."""
     over: bool = False
     left: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(0))
+
+    @property
+    def failed(self) -> int:
+        """Requests that were not answered well."""
+        return len(self.lost) + len(self.errors) + self.broken
 
     def rate(self, from_s: float, to_s: float) -> float:
         """Return answers per second between two times of the performance counter."""
@@ -112,7 +119,8 @@ class Client(asyncio.Protocol):
             load.ended_s.append(now_s)
             load.replicas.append(header(head, b"x-autopoiesis-replica"))
         else:
-            load.lost.append(head.split(b"\r\n", 1)[0].decode(errors="replace"))
+            status = head.split(b"\r\n", 1)[0].decode(errors="replace")
+            (load.errors if self._received.endswith(ERROR_BODY) else load.lost).append(status)
         load.decided += b"x-autopoiesis-arm" in head
         self._received, self._waiting = b"", False
         if load.over or b"connection: close" in head:
@@ -134,7 +142,7 @@ def is_complete(answer: bytes) -> bool:
     end = answer.find(b"\r\n\r\n")
     if end < 0:
         return False
-    if b"transfer-encoding: chunked" in answer[:end]:
+    if b"transfer-encoding: chunked" in answer[:end].lower():
         return answer.endswith(b"\r\n0\r\n\r\n")
     return len(answer) >= end + 4 + content_length(answer[:end])
 

@@ -8,11 +8,13 @@ times the delay), errors (500), garbage (no HTTP), breaks (closes after the fift
 
 import asyncio
 import json
+import re
 import sys
 from typing import Any
 
 import uvloop
 
+ASKS_FOR_STREAM = re.compile(rb'"stream":\s*true')
 TOKENS = 16
 CHOICE = {
     "index": 0,
@@ -47,7 +49,8 @@ def chunk(data: bytes) -> bytes:
 
 
 OK = plain(ANSWER)
-ERROR = plain(b'{"error":{"message":"broken"}}', "500 Internal Server Error")
+ERROR_BODY = b'{"error":{"message":"the replica is broken"}}'
+ERROR = plain(ERROR_BODY, "500 Internal Server Error")
 TOKEN = event(choices=[{"index": 0, "delta": {"content": "word "}, "finish_reason": None}])
 LAST = event(choices=[], usage=USAGE) + chunk(b"data: [DONE]\n\n") + b"0\r\n\r\n"
 
@@ -91,7 +94,7 @@ class MockReplica(asyncio.Protocol):
             return
         wait_s = self._behaviour.wait_s()
         answer = self._plain
-        if b'"stream": true' in body:
+        if ASKS_FOR_STREAM.search(body):
             answer = self._stream
             if self._behaviour.mode == "prefill":
                 answer = self._tokens

@@ -2,7 +2,8 @@
 
     python -m venv DIR && DIR/bin/pip install sglang-router      (or vllm-router, or 'litellm[proxy]')
 
-They run as their packages start them by default, with logs at warnings and one worker.
+They run as their packages start them by default, with one worker and logs at warnings where that can
+be said; LiteLLM is told that it may serve without a key, as the others do.
 """
 
 import asyncio
@@ -18,7 +19,7 @@ from gateway_stack import run_load
 
 from autopoiesis.replicas.fleet import free_ports
 
-START_S = 120.0
+START_S = 300.0
 
 
 class Router(NamedTuple):
@@ -26,7 +27,7 @@ class Router(NamedTuple):
 
     name: str
     port: int
-    pid: int
+    process: subprocess.Popen[bytes]
 
 
 class Start(NamedTuple):
@@ -75,7 +76,9 @@ def _litellm(start: Start) -> list[str]:
         for url in start.replicas
     ]  # fmt: skip
     config = start.folder / "litellm.yaml"
-    config.write_text(json.dumps({"model_list": models}))  # JSON is YAML
+    keyless = {"dangerously_permit_weak_or_unset_master_key": True}
+    told = {"model_list": models, "general_settings": keyless}
+    config.write_text(json.dumps(told))  # JSON is YAML
     command = [str(start.venv / "bin/litellm"), "--config", str(config)]
     return [*command, "--host", "127.0.0.1", "--port", str(start.port), "--num_workers", "1"]
 
@@ -101,18 +104,24 @@ def running_routers(
             process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
             stack.callback(process.wait)
             stack.callback(process.terminate)
-            routers.append(Router(name, port, process.pid))
+            routers.append(Router(name, port, process))
         yield routers
 
 
 async def until_answered(router: Router, folder: Path) -> None:
     """Wait until a router passes requests on."""
     deadline_s = time.monotonic() + START_S
-    while time.monotonic() < deadline_s:
+    while time.monotonic() < deadline_s and router.process.poll() is None:
         try:
             if (await run_load(router.port, 1, 0.1)).latencies_s:
                 return
         except OSError:
             pass
         await asyncio.sleep(0.2)
-    raise SystemExit(f"{router.name} does not come up; see {folder / router.name}.log.")
+    raise SystemExit(
+        f"{router.name} does not come up; see {folder / router.name}.log:\n{_end_of_log(router, folder)}"
+    )
+
+
+def _end_of_log(router: Router, folder: Path) -> str:
+    return (folder / f"{router.name}.log").read_text(errors="replace")[-500:]

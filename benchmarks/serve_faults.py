@@ -185,6 +185,7 @@ async def under_load(name: str, act: Fault, scene: Scene, clients: int, seconds:
         answered=answered,
         lost=sum(len(load.lost) for load in both),
         broken=sum(load.broken for load in both),
+        errors=sum(len(load.errors) for load in both),
         rate_before=sum(load.rate(began_s + 0.5, at_s) for load in both),
         rate_after=sum(load.rate(at_s + SETTLE_S, end_s) for load in both),
         note="; ".join(filter(None, (counts, scene.note))),
