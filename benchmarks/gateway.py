@@ -5,7 +5,8 @@
 Direct and gateway take turns within each round, so that other work on the machine hits both; so do
 routers that are named with `--beside` (`other_routers.py` tells which), with `--lua` an Envoy that
 decides by itself (`lua_gateway.py`), and with `--at-once` one that keeps no headers back. CPU is what
-the kernel charged to each process, divided by the requests that it carried; a stream has 18 chunks.
+the kernel charged to each process, divided by the requests that it carried; a stream has 18 chunks,
+which come at once, or `paced`, one every 5 ms.
 Last the picker is killed with -9 under load and started again, and every answer is counted.
 """
 
@@ -33,6 +34,8 @@ from second_envoy import headers_at_once, running_envoy
 CONNECTIONS = (1, 64)
 CHUNKS = 18
 """Of a stream: 16 tokens, the usage, the end."""
+EACH_S = 0.005
+"""From one token to the next of a stream that is paced, so that each travels alone."""
 IDLE_CONNECTIONS = 500
 
 
@@ -170,6 +173,12 @@ async def measure(
             for stream in (False, True)
             for n in CONNECTIONS
         ]
+        for member in stack.members:
+            stack.tell(member, f"each/{EACH_S}")
+        paced = await compare(ways, CONNECTIONS[-1], True, rounds, seconds)
+        pairs.append({**paced, "paced": True})
+        for member in stack.members:
+            stack.tell(member, "each/0")
         per_connection = await idle_bytes(stack)
         killed = await kill_picker(stack)
     about = {
@@ -207,7 +216,7 @@ def show(told: dict[str, Any]) -> None:
     for column in ("req/s", "failed", "CPU ms a request"):
         table.add_column(column, justify="right")
     for pair in told["pairs"]:
-        kind = "streams" if pair["stream"] else "plain"
+        kind = "paced" if "paced" in pair else "streams" if pair["stream"] else "plain"
         for way, row in pair["ways"].items():
             added = row["added"]
             gained = (
@@ -220,16 +229,15 @@ def show(told: dict[str, Any]) -> None:
             )  # fmt: skip
         table.add_section()
     console.print(table)
-    for pair in told["pairs"]:
-        if pair["stream"]:
-            per_chunk = (
-                f"{way} {1e3 * sum(row['cpu_ms_per_request'].values()) / CHUNKS:.0f} us"
-                for way, row in pair["ways"].items()
-                if way != "direct"
-            )
-            console.print(
-                f"CPU per streamed chunk at {pair['connections']}: {', '.join(per_chunk)}."
-            )
+    plain, paced = (
+        {way: sum(row["cpu_ms_per_request"].values()) for way, row in pair["ways"].items()}
+        for pair in (told["pairs"][len(CONNECTIONS) - 1], told["pairs"][-1])
+    )
+    chunks = {way: 1e3 * (paced[way] - plain[way]) / CHUNKS for way in plain if way != "direct"}
+    console.print(
+        f"CPU per streamed chunk at {CONNECTIONS[-1]}, over that of a plain request: "
+        f"{', '.join(f'{way} {us:.0f} us' for way, us in chunks.items())}."
+    )
     console.print(
         f"An idle connection holds {told['bytes_per_idle_connection'] / 1024:.0f} KiB in Envoy."
     )

@@ -2,8 +2,8 @@
 
 It answers after `delay_s` with 16 tokens, in one piece or as a stream. `GET /mode/NAME` changes how
 it behaves from then on: ok, prefill (sends a stream's headers before the delay, as vLLM does), slow (ten
-times the delay), errors (500), garbage (no HTTP), breaks (closes after the fifth token), and `GET
-/delay/SECONDS` the delay.
+times the delay), errors (500), garbage (no HTTP), breaks (closes after the fifth token). `GET
+/delay/SECONDS` changes the delay, `GET /each/SECONDS` the time from one token to the next.
 """
 
 import asyncio
@@ -60,6 +60,7 @@ class Behaviour:
 
     mode = "ok"
     delay_s = 0.0
+    each_s = 0.0
 
     def wait_s(self) -> float:
         """Return how long an answer takes."""
@@ -110,6 +111,8 @@ class MockReplica(asyncio.Protocol):
             self._behaviour.mode = value[0]
         elif name == "delay":
             self._behaviour.delay_s = float(value[0])
+        elif name == "each":
+            self._behaviour.each_s = float(value[0])
         if name == "metrics":
             return plain(METRICS, kind="text/plain")
         return plain(MODELS)
@@ -136,12 +139,16 @@ class MockReplica(asyncio.Protocol):
             self._transport.write(STREAM_HEAD)
             self._tokens()
 
-    def _tokens(self) -> None:
-        if self._transport.is_closing():
-            return
-        for _ in range(TOKENS):
+    def _tokens(self, left: int = TOKENS) -> None:
+        each_s = self._behaviour.each_s
+        while left and not self._transport.is_closing():
             self._transport.write(TOKEN)
-        self._transport.write(LAST)
+            left -= 1
+            if each_s:
+                asyncio.get_running_loop().call_later(each_s, self._tokens, left)
+                return
+        if not self._transport.is_closing():
+            self._transport.write(LAST)
 
 
 def content_length(head: bytes) -> int:
