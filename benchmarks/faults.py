@@ -35,6 +35,8 @@ from autopoiesis.gateway.link import Allocate, PickerLink
 from autopoiesis.gateway.settings import DataPlaneSettings, RunDir
 
 DELAY_S = 0.02
+EACH_S = 0.01
+"""From token to token where streams break between them."""
 SETTLE_S = 2.0
 """From so long after a fault the rate is measured."""
 HANGS_S = 5.0
@@ -172,6 +174,8 @@ async def replica_garbage(scene: Scene) -> None:
 @fault
 async def replica_breaks(scene: Scene) -> None:
     """Have one replica close streams after the fifth token."""
+    for member in scene.stack.members:
+        scene.stack.tell(member, f"each/{EACH_S}")
     scene.stack.tell(scene.stack.members[1], "mode/breaks")
     scene.note = "streams that had begun cannot be saved"
 

@@ -132,9 +132,6 @@ class MockReplica(asyncio.Protocol):
         mode = self._behaviour.mode
         if mode in {"errors", "garbage"}:
             self._plain()
-        elif mode == "breaks":
-            self._transport.write(STREAM_HEAD + 5 * TOKEN)
-            self._transport.close()
         else:
             self._transport.write(STREAM_HEAD)
             self._tokens()
@@ -144,6 +141,8 @@ class MockReplica(asyncio.Protocol):
         while left and not self._transport.is_closing():
             self._transport.write(TOKEN)
             left -= 1
+            if self._behaviour.mode == "breaks" and left == TOKENS - 5:
+                self._transport.close()
             if each_s:
                 asyncio.get_running_loop().call_later(each_s, self._tokens, left)
                 return
