@@ -7,8 +7,9 @@ needs of one: the twin in a replay, simulated processes under `serve`, or a flee
 import re
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
+from statistics import fmean
 from typing import Protocol
 
 from autopoiesis.arms.migration import Action, Step
@@ -76,7 +77,10 @@ class CapacityBackend(Protocol):
 
 
 def kinds_of(fleet: Sequence[ReplicaSpec]) -> tuple[Kind, ...]:
-    """Return the kind of each replica, by the parts of its profile's name where it has them."""
+    """Return the kind of each replica, by the parts of its profile's name where it has them.
+
+    Replicas are of one kind whatever was measured of each: one takes the place of another.
+    """
     parts = [_NAME.fullmatch(spec.profile.name) for spec in fleet]
     models = {
         part["model"] if part else spec.profile.name
@@ -86,7 +90,8 @@ def kinds_of(fleet: Sequence[ReplicaSpec]) -> tuple[Kind, ...]:
     for part, spec in zip(parts, fleet, strict=True):
         one = len(models) == 1
         gpu = part["gpu"] if part and one else spec.profile.name
-        gpu += "" if spec.speed == 1.0 else f" x{spec.speed:g}"
+        speed = spec.speed if spec.declared_speed is None else spec.declared_speed
+        gpu += "" if speed == 1.0 else f" x{speed:g}"
         kinds.append(
             Kind(
                 model=next(iter(models)) if one else MIXED,
@@ -98,6 +103,17 @@ def kinds_of(fleet: Sequence[ReplicaSpec]) -> tuple[Kind, ...]:
             )
         )
     return tuple(kinds)
+
+
+def typical(fleet: Sequence[ReplicaSpec], kinds: Sequence[Kind]) -> dict[Kind, ReplicaSpec]:
+    """Return what stands for each kind of replica: the first one, at the mean of their speeds."""
+    of_kind: dict[Kind, list[ReplicaSpec]] = {}
+    for spec, kind in zip(fleet, kinds, strict=True):
+        of_kind.setdefault(kind, []).append(spec)
+    return {
+        kind: replace(specs[0], speed=fmean(spec.speed for spec in specs))
+        for kind, specs in of_kind.items()
+    }
 
 
 RUNS = frozenset({Standing.STARTING, Standing.READY})

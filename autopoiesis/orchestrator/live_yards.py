@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 
 from autopoiesis.arms.plan import Kind
-from autopoiesis.orchestrator.capacity import kinds_of, plan_from_kinds
+from autopoiesis.orchestrator.capacity import kinds_of, plan_from_kinds, typical
 from autopoiesis.orchestrator.plan_features import Durations
 from autopoiesis.orchestrator.yards import WINDOWS_EACH, long_windows
 from autopoiesis.synthesis.brief import BriefError
@@ -130,7 +130,7 @@ def _yard(
     )
     ways = {
         (kind.gpu, kind.tensor_parallel): Way(kind.gpu, kind.tensor_parallel, _at_its_speed(spec))
-        for kind, spec in reversed(list(zip(kinds, fleet, strict=True)))
+        for kind, spec in reversed(typical(fleet, kinds).items())
         if any(count[kind.gpu] for count in counts)
     }
     if not courses:

@@ -10,7 +10,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autopoiesis.arms.objective import Objective
-from autopoiesis.arms.plan import Kind
 from autopoiesis.arms.slow_features import (
     DemandFeatures,
     FleetFeatures,
@@ -19,7 +18,7 @@ from autopoiesis.arms.slow_features import (
     OptionFeatures,
     WindowFeatures,
 )
-from autopoiesis.orchestrator.capacity import Slot, Standing
+from autopoiesis.orchestrator.capacity import Slot, Standing, typical
 from autopoiesis.orchestrator.observation import Observation
 from autopoiesis.telemetry.records import Reconfiguration
 from autopoiesis.twin.latency import at_speed, step_s
@@ -147,13 +146,12 @@ def fleet_features(
 ) -> FleetFeatures:
     """Describe what the fleet has and could be: its places are the GPUs that there are."""
     total, available, leaving = Counter[str](), Counter[str](), Counter[str]()
-    kinds: dict[Kind, ReplicaSpec] = {}
+    kinds = typical([slot.spec for slot in slots], [slot.kind for slot in slots])
     for slot in slots:
         total[slot.kind.gpu] += slot.kind.tensor_parallel
         if slot.standing is not Standing.LOST:
             available[slot.kind.gpu] += slot.kind.tensor_parallel
             leaving[slot.kind.gpu] += slot.kind.tensor_parallel * slot.leaving
-        kinds.setdefault(slot.kind, slot.spec)
     reference = next(iter(kinds.values()))
     objective = Objective(window.slo_ttft_s, window.slo_tpot_s)
     lengths = window.input_tokens_mean, window.output_tokens_mean

@@ -125,7 +125,8 @@ class Refits:
             return ReplicaSpec(member.name, profile(member.profile), member.speed)
         fitted = [m for m in self._classes[member.profile] if fit.speeds.get(m.name) == 1.0]
         unseen = member.speed / fitted[0].speed if fitted else 1.0
-        return ReplicaSpec(member.name, fit.profile, fit.speeds.get(member.name, unseen))
+        speed = fit.speeds.get(member.name, unseen)
+        return ReplicaSpec(member.name, fit.profile, speed, declared_speed=member.speed)
 
     def wanted(
         self, at_s: float, errors: Sequence[TwinErrorRow], drifted: Sequence[str]

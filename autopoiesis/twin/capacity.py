@@ -14,6 +14,8 @@ class ReplicaSpec:
     name: str
     profile: Profile
     speed: float = 1.0
+    declared_speed: float | None = None
+    """What its speed was said to be, where `speed` was measured."""
 
 
 class ReplicaState(IntEnum):

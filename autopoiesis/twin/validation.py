@@ -121,13 +121,15 @@ def _compared(
     rng: np.random.Generator,
 ) -> Comparison:
     def error(rows: NDArray[np.int64] | slice) -> float:
-        return _statistic(statistic, twin[rows]) / _statistic(statistic, observed[rows]) - 1.0
+        seen = _statistic(statistic, observed[rows])  # 0 where all tokens come in one piece
+        return _statistic(statistic, twin[rows]) / seen - 1.0 if seen else float("nan")
 
     draws = [
         error(np.concatenate([blocks[b] for b in rng.integers(0, len(blocks), len(blocks))]))
         for _ in range(RESAMPLES)
     ]
-    low, high = np.nanpercentile(draws, [50 * (1 - CONFIDENCE), 50 * (1 + CONFIDENCE)])
+    known = [draw for draw in draws if np.isfinite(draw)] or [float("nan")]
+    low, high = np.percentile(known, [50 * (1 - CONFIDENCE), 50 * (1 + CONFIDENCE)])
     everything = slice(None)
     return Comparison(
         measure,

@@ -177,16 +177,21 @@ class Instance:
 
 
 def try_changes(instance: Instance, trace: Path, options: argparse.Namespace) -> dict[str, Any]:
-    """Change replicas under load; return what that took and whether anybody felt it."""
-    summary: dict[str, Any] = {}
+    """Change replicas, the first time under load; return what that took and whether anybody felt it."""
+    sent: list[dict[str, Any]] = []
+    restarted = threading.Event()
 
     def ask() -> None:
-        summary.update(instance.load(trace, options.seconds))
+        while not restarted.is_set():
+            sent.append(instance.load(trace, options.seconds))
 
     load = threading.Thread(target=ask)
     load.start()
-    instance.order("restart", "--max-num-seqs", str(options.max_num_seqs // 2))
-    load.join()
+    try:
+        instance.order("restart", "--max-num-seqs", str(options.max_num_seqs // 2))
+    finally:
+        restarted.set()
+        load.join()
     instance.order("stop", "replica-1")
     instance.order("start", "replica-1")
     if not options.tiny:
@@ -195,7 +200,7 @@ def try_changes(instance: Instance, trace: Path, options: argparse.Namespace) ->
     instance.order("restart", "--max-num-seqs", str(options.max_num_seqs))
     time.sleep(2 * options.window + 2)
     return {
-        "load_during_the_restart": summary,
+        "load_during_the_restart": sent,
         "changes": instance.rows("select * from reconfigurations order by began_s"),
     }
 
@@ -230,6 +235,13 @@ def table(figures: dict[str, Any]) -> str:
     for change in figures["changes"]["changes"]:
         cells = [f"{v:.1f}" if isinstance(v := change[n], float) else str(v) for n in names]
         lines.append("| " + " | ".join(cells) + " |")
+    during = figures["changes"]["load_during_the_restart"]
+    asked, failed = (sum(load[name] for load in during) for name in ("requests", "failed"))
+    worst_s = max((load["ttft_p99_s"] or 0.0 for load in during), default=0.0)
+    lines += [
+        "",
+        f"Failed during the rolling restart: {failed} of {asked}, p99 TTFT {worst_s:.3f} s at most.",
+    ]
     lines += [
         "",
         "| trace | arm | " + " | ".join(SHOWN) + " | failed |",

@@ -11,6 +11,7 @@ import aiohttp
 import pytest
 from gateway_process import run, serving
 
+from autopoiesis.orchestrator.capacity import kinds_of, typical
 from autopoiesis.orchestrator.refit import OFF, PAUSE_S, WINDOWS_OFF, Fit, Refits
 from autopoiesis.replicas.fleet import Member, free_ports, simulated_command
 from autopoiesis.telemetry.records import TwinErrorRow
@@ -70,6 +71,20 @@ def test_a_fit_survives_a_restart_and_gives_the_class_its_speeds(refits, tmp_pat
     assert specs[2].profile == profile(FLEET[2].profile)
     # b was not seen: it is half as fast as a, as it was said to be.
     assert [s.speed for s in specs] == [1.0, 0.5, 1.0]
+
+
+def test_what_was_measured_of_replicas_does_not_make_them_of_different_kinds(tmp_path):
+    """A plan would find no place for one of them where another has been."""
+    equal = [replace(FLEET[0], name=name, speed=1.0) for name in "xy"]
+    (tmp_path / f"{NAME}.fit.json").write_bytes(fit_of(speeds={"x": 1.0, "y": 6.0}).to_bytes())
+    refits = Refits(tmp_path, equal, lambda *_: None)
+    specs = [refits.spec(m) for m in equal]
+    assert [s.speed for s in specs] == [1.0, 6.0]
+    kinds = kinds_of(specs)
+    assert kinds[0] == kinds[1]
+    assert {kinds[0]: 3.5} == {kind: s.speed for kind, s in typical(specs, kinds).items()}
+    slower = refits.spec(replace(equal[1], speed=0.5))
+    assert kinds[0].gpu + " x0.5" == kinds_of([slower])[0].gpu
 
 
 @pytest.mark.parametrize("data", [b"", b"{}", b"[1]", b"\xff", b'{"profile": {"name": 1}}'])

@@ -8,11 +8,11 @@ import urllib.request
 import openai
 import psutil
 import pytest
+from fleet_scene import MESSAGES, ended, rows, told, under_load
 from gateway_process import post, run, wait_until
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(1200)]
 
-MESSAGES = [{"role": "user", "content": "Tell me of the sea, and of the ships on it."}]
 ASKED = {"model": "tiny", "messages": MESSAGES, "temperature": 0, "max_tokens": 24}
 
 
@@ -67,52 +67,6 @@ def test_errors_of_vllm_come_back_as_they_are(client):
         client.completions.create(model="tiny", prompt="sea " * 3000, max_tokens=8)
     with pytest.raises(openai.NotFoundError, match="does not exist"):
         client.chat.completions.create(model="nothing", messages=MESSAGES)
-
-
-class Load(threading.Thread):
-    """Streams requests one after another until told to stop; notes how each ended."""
-
-    def __init__(self, url, tokens=60):
-        super().__init__(daemon=True)
-        self.client = openai.OpenAI(base_url=f"{url}/v1", api_key="-", max_retries=0, timeout=120)
-        self.tokens = tokens
-        self.done = threading.Event()
-        self.whole, self.cut, self.refused = 0, 0, []
-
-    def run(self):
-        while not self.done.is_set():
-            began = False
-            try:
-                for chunk in self.client.chat.completions.create(
-                    model="tiny", messages=MESSAGES, max_tokens=self.tokens, stream=True,
-                    extra_body={"ignore_eos": True},
-                ):  # fmt: skip
-                    began = began or bool(chunk.choices and chunk.choices[0].delta.content)
-                self.whole += 1
-            except (openai.APIError, OSError) as error:
-                if began:
-                    self.cut += 1
-                else:
-                    self.refused.append(str(error))
-
-
-def under_load(fleet, streams=6):
-    loads = [Load(fleet.url) for _ in range(streams)]
-    for load in loads:
-        load.start()
-    return loads
-
-
-def ended(loads):
-    for load in loads:
-        load.done.set()
-    for load in loads:
-        load.join(60)
-    return (
-        sum(x.whole for x in loads),
-        sum(x.cut for x in loads),
-        [r for x in loads for r in x.refused],
-    )
 
 
 def test_arms_change_under_streams_and_none_is_cut(fleet):
@@ -191,18 +145,6 @@ def test_metrics_of_the_replicas_reach_the_telemetry(fleet):
     )
     rows = json.loads(run("sql", "--format", "json", query, cwd=fleet.folder)[1])
     assert all(row["running"] > 0 and row["queries"] > 0 for row in rows)
-
-
-def told(fleet):
-    code, out, errors = run("control", "fleet", "--json", "-", cwd=fleet.folder)
-    assert 0 == code, errors
-    return {r["replica"]: r for r in json.loads(out)}
-
-
-def rows(fleet, query):
-    code, out, errors = run("sql", "--format", "json", query, cwd=fleet.folder)
-    assert 0 == code, errors
-    return json.loads(out)
 
 
 def test_replicas_restart_with_other_limits_one_after_the_other_and_no_request_fails(fleet):

@@ -110,6 +110,16 @@ def test_a_perfect_twin_has_no_error(truth):
     assert all(c.error == 0.0 for c in validate([exact], truth).comparisons)
 
 
+def test_answers_that_come_in_one_piece_have_no_time_per_token_to_be_wrong_about(truth):
+    some = record(truth, loads([3.0], 60.0, 8), 8)
+    at_once = replace(some, tpot_s=np.zeros_like(some.tpot_s))
+    validation = validate([at_once], truth)
+    (median,) = [c for c in validation.comparisons if (c.measure, c.statistic) == ("tpot_s", "p50")]
+    assert np.isnan([median.error, median.low, median.high]).all()
+    assert np.isnan(validation.median_error["tpot_s"])
+    assert validation.median_error["ttft_s"] < 0.5
+
+
 def test_the_plot_is_a_picture(tmp_path, truth):
     validation = validate([record(truth, loads([3.0], 60.0, 8), 8)], H100)
     plot(validation, tmp_path / "v.svg")
