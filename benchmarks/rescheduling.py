@@ -8,9 +8,9 @@ A gateway is started as an operator would (`autopoiesis serve`), and clients ask
 soon as it was answered. Then a replica is killed with -9, again and again, each time after all are back; and
 at last all replicas are restarted one after the other with other limits (`autopoiesis control restart`).
 
-*Avoided after* is the time from the kill to the arrival of the last request that was sent to the dead replica
-and had to be tried again elsewhere, by the gateway's own records; 0 where there was none. *Lost* are requests
-that got no byte of an answer; *broken* are streams that had begun on the dead replica: nobody can save those.
+*Avoided after* is the time from the kill to the last connection that Envoy tried in vain to open to the dead
+replica, by Envoy's own counters, until it is back; 0 where there was none. *Lost* are requests that got no
+byte of an answer; *broken* are streams that had begun on the dead replica: nobody can save those.
 """
 
 import argparse
@@ -32,12 +32,15 @@ import psutil
 from rich.console import Console
 from rich.table import Table
 
+from autopoiesis.gateway.settings import RunDir
 from autopoiesis.replicas.fleet import free_ports
 
 START_S = 900.0
 BACK_S = 600.0
 COMMAND = [sys.executable, "-m", "autopoiesis"]
 SETTLE_S = 3.0
+LOOK_S = 0.05
+"""How often Envoy's counters are read."""
 
 
 @dataclass
@@ -101,6 +104,36 @@ class Clients:
         """Return the time to first token of whole answers."""
         times = [a.ttft_s for a in self.between(from_s, to_s) if a.how == "whole"]
         return float(np.percentile(times, 99)) if times else float("nan")
+
+
+@dataclass
+class InVain:
+    """When Envoy could not connect to a replica, by address, on the wall clock."""
+
+    failed_s: dict[str, list[float]] = field(default_factory=dict)
+    _counts: dict[str, int] = field(default_factory=dict)
+
+    def read(self, clusters: dict[str, Any], now_s: float) -> None:
+        """Take in what Envoy tells of its clusters."""
+        before, self._counts = self._counts, {}
+        for cluster in clusters["cluster_statuses"]:
+            for host in cluster.get("host_statuses", ()):
+                socket = host["address"].get("socket_address")
+                if socket is None:
+                    continue
+                address = f"{socket['address']}:{socket['port_value']}"
+                stats = {stat["name"]: int(stat.get("value", 0)) for stat in host["stats"]}
+                count = stats["cx_connect_fail"]
+                if count > before.get(address, 0):
+                    self.failed_s.setdefault(address, []).append(now_s)
+                self._counts[address] = count
+
+    def last_s(self, address: str, from_s: float, to_s: float) -> float:
+        """Return how long after `from_s` the last one was, 0 if there was none."""
+        return max(
+            (at_s - from_s for at_s in self.failed_s.get(address, ()) if from_s <= at_s < to_s),
+            default=0.0,
+        )
 
 
 @dataclass
@@ -175,15 +208,25 @@ class Instance:
             await asyncio.sleep(0.2)
         sys.exit("a replica did not come back")
 
+    async def watch(self, in_vain: "InVain") -> None:
+        """Note whom Envoy tries in vain to reach, until cancelled."""
+        socket = RunDir(self.folder / ".autopoiesis/run").admin_socket
+        connector = aiohttp.UnixConnector(path=str(socket))
+        async with aiohttp.ClientSession(connector=connector) as admin:
+            while True:
+                async with admin.get("http://envoy/clusters?format=json") as answer:
+                    in_vain.read(await answer.json(content_type=None), time.time())
+                await asyncio.sleep(LOOK_S)
+
     def replica(self, index: int) -> tuple[str, psutil.Process]:
-        """Return a replica's name and its process."""
+        """Return a replica's address and its process."""
         members = json.loads((self.folder / ".autopoiesis/run/fleet.json").read_text())
         member = members[index % len(members)]
         port = member["address"].rpartition(":")[2]
         for process in psutil.Process(self.process.pid).children():
             words = process.cmdline()
             if "--port" in words and words[words.index("--port") + 1] == port:
-                return member["name"], process
+                return member["address"], process
         sys.exit(f"{member['name']} has no process")
 
     def stop(self) -> None:
@@ -196,15 +239,15 @@ class Instance:
 async def kill_one(
     instance: Instance, session: aiohttp.ClientSession, index: int
 ) -> tuple[str, float, float]:
-    """Kill a replica and wait until it is back; return its name, when it died, and how long it was away."""
-    name, process = instance.replica(index)
+    """Kill a replica and wait until it is back; return its address, when it died, and how long it was away."""
+    address, process = instance.replica(index)
     process.kill()
     killed_s = time.time()
     await asyncio.sleep(2.0)  # the gateway reports every half second
     await instance.all_ready(session)
     back_s = time.time() - killed_s
     await asyncio.sleep(SETTLE_S)
-    return name, killed_s, back_s
+    return address, killed_s, back_s
 
 
 async def measure(instance: Instance, options: argparse.Namespace) -> Figures:
@@ -213,7 +256,9 @@ async def measure(instance: Instance, options: argparse.Namespace) -> Figures:
     async with aiohttp.ClientSession(timeout=timeout, connector=connector) as session:
         clients = Clients(instance.url, await instance.ready(session), options.tokens)
         await instance.all_ready(session)
+        in_vain = InVain()
         asking = [asyncio.create_task(clients.ask(session, i)) for i in range(options.clients)]
+        watching = asyncio.create_task(instance.watch(in_vain))
         await asyncio.sleep(options.rest)
         kills = [await kill_one(instance, session, i) for i in range(options.kills)]
 
@@ -228,15 +273,13 @@ async def measure(instance: Instance, options: argparse.Namespace) -> Figures:
             sys.exit("the rolling restart failed")
         ended_s = time.time()
         await asyncio.sleep(SETTLE_S)
-        for task in asking:
+        if watching.done():
+            watching.result()  # it only ends by an error
+        for task in (*asking, watching):
             task.cancel()
-        await asyncio.gather(*asking, return_exceptions=True)
+        await asyncio.gather(*asking, watching, return_exceptions=True)
         await asyncio.sleep(12.0)  # two windows: all is written
 
-        tried_again = await instance.rows(
-            session,
-            "select arrived_s from requests where attempts > 1 order by arrived_s",
-        )
         names = (
             "replica, seconds, drain_s, import_s, load_s, compile_s, capture_s, engine_s, warmup_s"
         )
@@ -247,8 +290,7 @@ async def measure(instance: Instance, options: argparse.Namespace) -> Figures:
     ends = [killed_s for _, killed_s, _ in kills[1:]] + [calm_s]
     spans = [(killed_s, end) for (_, killed_s, _), end in zip(kills, ends, strict=True)]
     avoided = [
-        max((at_s - killed_s for (at_s,) in tried_again if killed_s <= at_s < end), default=0.0)
-        for killed_s, end in spans
+        in_vain.last_s(address, killed_s, killed_s + back_s) for address, killed_s, back_s in kills
     ]
     during = clients.between(began_s, ended_s)
     kind = f"{options.replicas} {'vLLM' if options.vllm else 'simulated'}"
