@@ -2,6 +2,7 @@
 
 import json
 import threading
+from contextlib import contextmanager
 
 import openai
 from gateway_process import run
@@ -36,18 +37,23 @@ class Load(threading.Thread):
                     self.refused.append(str(error))
 
 
+@contextmanager
 def under_load(fleet, streams=6):
+    """Keep so many streams going; whatever happens, they are at their end afterwards."""
     loads = [Load(fleet.url) for _ in range(streams)]
     for load in loads:
         load.start()
-    return loads
+    try:
+        yield loads
+    finally:
+        for load in loads:
+            load.done.set()
+        for load in loads:
+            load.join(60)
 
 
 def ended(loads):
-    for load in loads:
-        load.done.set()
-    for load in loads:
-        load.join(60)
+    """Return how many streams came whole and were cut, and what was said of those that never began."""
     return (
         sum(x.whole for x in loads),
         sum(x.cut for x in loads),

@@ -71,8 +71,8 @@ def test_errors_of_vllm_come_back_as_they_are(client):
 
 def test_arms_change_under_streams_and_none_is_cut(fleet):
     before = fleet.status()["window"]
-    loads = under_load(fleet)
-    wait_until(lambda: fleet.status()["window"] >= before + 5, 60)
+    with under_load(fleet) as loads:
+        wait_until(lambda: fleet.status()["window"] >= before + 5, 60)
     whole, cut, refused = ended(loads)
 
     assert whole > 0
@@ -148,10 +148,10 @@ def test_metrics_of_the_replicas_reach_the_telemetry(fleet):
 
 
 def test_replicas_restart_with_other_limits_one_after_the_other_and_no_request_fails(fleet):
-    loads = under_load(fleet, 3)
-    code, _, errors = run(
-        "control", "restart", "--max-num-seqs", "8", cwd=fleet.folder, timeout=800
-    )
+    with under_load(fleet, 3) as loads:
+        code, _, errors = run(
+            "control", "restart", "--max-num-seqs", "8", cwd=fleet.folder, timeout=800
+        )
     whole, cut, refused = ended(loads)
 
     assert 0 == code, errors
@@ -181,19 +181,19 @@ def test_limits_with_which_vllm_does_not_start_are_taken_back(fleet):
 
 
 def test_a_replica_sleeps_gets_nothing_and_serves_again_when_woken(fleet):
-    loads = under_load(fleet, 3)
-    code, _, errors = run("control", "sleep", "replica-1", cwd=fleet.folder)
-    assert 0 == code, errors
-    assert "asleep" == told(fleet)["replica-1"]["standing"]
-    asleep = addresses(fleet)["replica-1"]
-    with urllib.request.urlopen(f"http://{asleep}/is_sleeping", timeout=5) as answer:
-        assert json.load(answer)["is_sleeping"]
-    before = sum(load.whole for load in loads)
-    wait_until(lambda: sum(load.whole for load in loads) > before + 6, 60)
-    code, _, errors = run("control", "wake", "replica-1", cwd=fleet.folder)
-    assert 0 == code, errors
-    taken = metric(asleep, "vllm:prefix_cache_queries_total")
-    wait_until(lambda: metric(asleep, "vllm:prefix_cache_queries_total") > taken, 60)
+    with under_load(fleet, 3) as loads:
+        code, _, errors = run("control", "sleep", "replica-1", cwd=fleet.folder)
+        assert 0 == code, errors
+        assert "asleep" == told(fleet)["replica-1"]["standing"]
+        asleep = addresses(fleet)["replica-1"]
+        with urllib.request.urlopen(f"http://{asleep}/is_sleeping", timeout=5) as answer:
+            assert json.load(answer)["is_sleeping"]
+        before = sum(load.whole for load in loads)
+        wait_until(lambda: sum(load.whole for load in loads) > before + 6, 60)
+        code, _, errors = run("control", "wake", "replica-1", cwd=fleet.folder)
+        assert 0 == code, errors
+        taken = metric(asleep, "vllm:prefix_cache_queries_total")
+        wait_until(lambda: metric(asleep, "vllm:prefix_cache_queries_total") > taken, 60)
     _, cut, refused = ended(loads)
     assert (0, []) == (cut, refused)
 
@@ -225,16 +225,16 @@ def test_the_twin_is_validated_on_what_was_recorded(fleet):
 
 
 def test_a_killed_replica_loses_only_what_it_was_streaming_and_comes_back(fleet):
-    loads = under_load(fleet)
-    wait_until(lambda: sum(load.whole for load in loads) >= 6, 60)
-    victim = min(fleet.running("api_server"), key=lambda process: process.pid)
-    workers = victim.children(recursive=True)
-    words = victim.cmdline()
-    port = words[words.index("--port") + 1]
-    name = next(n for n, address in addresses(fleet).items() if address.endswith(f":{port}"))
-    victim.kill()
-    before = sum(load.whole for load in loads)
-    wait_until(lambda: sum(load.whole for load in loads) > before + 6, 60)
+    with under_load(fleet) as loads:
+        wait_until(lambda: sum(load.whole for load in loads) >= 6, 60)
+        victim = min(fleet.running("api_server"), key=lambda process: process.pid)
+        workers = victim.children(recursive=True)
+        words = victim.cmdline()
+        port = words[words.index("--port") + 1]
+        name = next(n for n, address in addresses(fleet).items() if address.endswith(f":{port}"))
+        victim.kill()
+        before = sum(load.whole for load in loads)
+        wait_until(lambda: sum(load.whole for load in loads) > before + 6, 60)
     _, cut, refused = ended(loads)
     assert [] == refused
     assert cut <= len(loads)

@@ -34,13 +34,16 @@ def planned(vllm_python, tiny_model, tmp_path_factory):
 
 
 def test_plans_scale_in_and_out_with_other_limits_and_no_request_fails(planned):
-    loads = under_load(planned, 3)
-    for words in (("arms", "add", "stepwise.py", "--canary"), ("control", "allocate", "stepwise")):
-        code, _, errors = run(*words, cwd=planned.folder)
-        assert 0 == code, errors
-    applied = "select * from plans where outcome = 'applied' order by finished_s"
-    ended_badly = "select * from plans where outcome in ('refused', 'failed', 'given up')"
-    wait_until(lambda: len(rows(planned, applied)) == 2 or rows(planned, ended_badly), 600)
+    with under_load(planned, 3) as loads:
+        for words in (
+            ("arms", "add", "stepwise.py", "--canary"),
+            ("control", "allocate", "stepwise"),
+        ):
+            code, _, errors = run(*words, cwd=planned.folder)
+            assert 0 == code, errors
+        applied = "select * from plans where outcome = 'applied' order by finished_s"
+        ended_badly = "select * from plans where outcome in ('refused', 'failed', 'given up')"
+        wait_until(lambda: len(rows(planned, applied)) == 2 or rows(planned, ended_badly), 600)
     whole, cut, refused = ended(loads)
 
     assert not rows(planned, ended_badly)
