@@ -128,6 +128,20 @@ def test_the_picker_killed_under_load_loses_no_request(stack: Stack):
         assert stack.post(chat()).headers["x-served-by"] == "r1"  # the allocation came back with it
 
 
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_a_stream_outlives_the_picker_that_decided_on_it(stack: Stack, number: int):
+    ask = json.dumps(chat(stream=True, max_tokens=30, test={"each_s": 0.1}))
+    with closing(http.client.HTTPConnection("127.0.0.1", stack.port, timeout=30)) as connection:
+        connection.request("POST", "/v1/chat/completions", ask)
+        answer = connection.getresponse()
+        assert answer.headers["x-autopoiesis-arm"]
+        assert answer.read(20)
+        stack.kill("picker", number)
+        assert answer.read().endswith(b"data: [DONE]\n\n")
+    stack.start_picker()
+    wait_until(lambda: "x-autopoiesis-arm" in stack.post(chat()).headers)
+
+
 def test_a_frozen_picker_is_passed_over(stack: Stack):
     stack.processes["picker"].send_signal(signal.SIGSTOP)
     try:
