@@ -5,7 +5,7 @@ from conftest import SIZES
 from fleet_scene import ended, rows, told, under_load
 from gateway_process import run, serving, wait_until
 
-pytestmark = [pytest.mark.vllm, pytest.mark.timeout(1200)]
+pytestmark = [pytest.mark.vllm, pytest.mark.timeout(1500)]
 
 POLICY = """
 def should_reschedule(window, fleet, plan):
@@ -28,7 +28,7 @@ def planned(vllm_python, tiny_model, tmp_path_factory):
     (folder / "plans.toml").write_text('plan_control = "on"\nsynthesizer = "none"\n')
     (folder / "stepwise.py").write_text(POLICY)
     options = ["--config", "plans.toml", "--vllm", str(tiny_model), "--vllm-python", vllm_python]
-    options += ["--replicas", "2", "--window", "5", "--", *SIZES]  # a plan may take 60 windows
+    options += ["--replicas", "2", "--window", "10", "--", *SIZES]  # a plan may take 60 windows
     with serving(folder, *options, start_limit_s=400) as gateway:
         yield gateway
 
@@ -43,7 +43,7 @@ def test_plans_scale_in_and_out_with_other_limits_and_no_request_fails(planned):
             assert 0 == code, errors
         applied = "select * from plans where outcome = 'applied' order by finished_s"
         ended_badly = "select * from plans where outcome in ('refused', 'failed', 'given up')"
-        wait_until(lambda: len(rows(planned, applied)) == 2 or rows(planned, ended_badly), 600)
+        wait_until(lambda: len(rows(planned, applied)) == 2 or rows(planned, ended_badly), 900)
     whole, cut, refused = ended(loads)
 
     assert not rows(planned, ended_badly)
