@@ -80,7 +80,8 @@ class Draw:
         self._lifecycle.settle_baseline(arms, uncapped)
         limits = self._lifecycle.limits(arms)
         if limits.unconfirmed and now.rails == GuardRails():
-            self._lifecycle.want(now.window, arms, uncapped, now.trust > 0.0, rng)
+            foresight = self._beliefs.foresight
+            self._lifecycle.want(now.window, arms, uncapped, now.trust > 0.0, rng, foresight)
         switchback = self._lifecycle.switchback
         tried = switchback.arm_of(now.window) if switchback else None
         if tried or now.rails.only:
@@ -103,7 +104,9 @@ class Draw:
         charged = drawn
         if cells > 1 and incumbent is not None and now.split_cost > 0.0:
             charged = self._drawn(now, arms, cells, limits, incumbent)
-        trial = self._lifecycle.on_trial(arms) if cells > 1 and now.split_cost < DEAR else None
+        trial = None
+        if cells > 1 and now.split_cost < DEAR:
+            trial = self._lifecycle.on_trial(arms, self._beliefs.foresight)
         if trial is not None:
             drawn, charged = (with_trial(p, trial, cells) for p in (drawn, charged))
         gaps = self._beliefs.gaps([a.id for a in arms])
@@ -127,7 +130,7 @@ class Draw:
         return Grounds(
             order=in_force(rails, lambda arm: self._registry.get(arm).name),
             switchback=(tried.arm_id, tried.control_id) if tried else None,
-            trial=self._lifecycle.on_trial(arms),
+            trial=self._lifecycle.on_trial(arms, self._beliefs.foresight),
             probabilities=probabilities,
             states={a.id: a.state for a in self._registry.fast()},
         )

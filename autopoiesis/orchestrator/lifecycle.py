@@ -39,7 +39,7 @@ class Trial:
 class LifecycleSettings:
     """How careful to be with synthesized arms."""
 
-    canary_windows: int = 6
+    canary_windows: int = 4
     """Windows that a canary must have served."""
     harm_margin: float = 0.1
     """Loss of utility against the control that is harm."""
@@ -49,9 +49,10 @@ class LifecycleSettings:
     """Share of failed and shed requests above the control's at which it acts."""
     confirm_margin: float = 0.02
     """Loss against the control that a switchback forgives."""
-    written_trial: Trial = Trial(after=3, pairs=2, pause=30)
+    blind_trial: Trial = Trial(after=3, pairs=2, pause=30)
+    """Without the twin to tell what load adds."""
+    written_trial: Trial = Trial(after=1, pairs=1, pause=10)
     human_trial: Trial = Trial(after=1, pairs=1, pause=10)
-    """People's arms are known, and the twin tells what load adds; without the twin: `written_trial`."""
     second_chances: int = 2
     """Quarantined arms that a drift brings back."""
     max_serving: int = 32
@@ -75,7 +76,7 @@ class Switchback:
     control_id: str
     first_window: int
     order: tuple[str, ...]
-    """Which arm serves in each of the windows: pairs in random order."""
+    """Which arm serves in each of the windows: pairs in random order, or the arm first if much is expected of it."""
     pause: int = 30
     """Windows from its end until the arm may be tried again."""
 
@@ -85,6 +86,8 @@ class Switchback:
         return self.order[at] if 0 <= at < len(self.order) else None
 
 
+SETTLES_AFTER = 2
+"""Windows from the beginning of one until what it was worth is known."""
 MEMORY = 60
 """Windows by which is told what arms add to each other."""
 
@@ -114,25 +117,78 @@ class Lifecycle:
         if human and self._confirmed.isdisjoint(human):
             self._confirmed.add(max(human, key=lambda a: probabilities.get(a, 0.0)))
 
-    def on_trial(self, arms: Sequence[Arm]) -> str | None:
-        """Return the canary that has served least, while it has not served long enough to be judged."""
+    def on_trial(
+        self, arms: Sequence[Arm], foresight: Mapping[str, float] | None = None
+    ) -> str | None:
+        """Return the canary to give a cell: one that has not served long enough to be judged.
+
+        The one of which much more is foreseen than of the others, or that has served least.
+        """
         windows = {a.id: self._tests.get(a.id, HarmTest()).windows for a in arms if _is_canary(a)}
-        least = min(windows, key=lambda a: windows[a], default=None)
+        foreseen = foresight or {}
+        step = self.settings.harm_margin
+
+        def turn(arm_id: str) -> tuple[float, int]:
+            return -round(foreseen.get(arm_id, 0.0) / step), windows[arm_id]
+
+        least = min(windows, key=turn, default=None)
         return least if least and windows[least] < self.settings.canary_windows else None
 
-    def guard(self, arms: Sequence[Arm], rows: Sequence[CellRow]) -> list[Move]:
-        """Return the arms to take out at once, by counters of a window that has just ended."""
+    def guard(
+        self, arms: Sequence[Arm], rows: Sequence[CellRow], twin: Mapping[str, float] | None = None
+    ) -> list[Move]:
+        """Return the arms to take out at once, by counters of a window that has just ended.
+
+        Who refuses requests and earns no less than people's arms do is spared: refusing in time what would
+        be late is what serves the others. `twin` is what each arm is worth in the long run, which a window
+        that begins a surge does not show; it counts for an arm that earns about what the twin says of it.
+        """
         human = {a.id for a in arms if a.origin is Origin.HUMAN}
-        control = _lost_share([r for r in rows if r.arm_id in human])
+        beside = [r for r in rows if r.arm_id in human]
+        control = _lost_share(beside)
+        earned, worth = _utility(beside), dict(twin or {})
+        rival = max((u for a, u in worth.items() if a in human), default=np.inf)
+        share = self.settings.guard_share
         moves: list[Move] = []
         for arm in arms:
             mine = [r for r in rows if r.arm_id == arm.id]
             if arm.id in human or sum(r.requests for r in mine) < self.settings.guard_requests:
                 continue
-            lost = _lost_share(mine)
-            if lost - control > self.settings.guard_share:
+            lost, utility = _lost_share(mine), _utility(mine)
+            pays = utility is not None and (
+                (earned is not None and utility >= earned)
+                or (worth.get(arm.id, -np.inf) >= rival and utility >= worth[arm.id] - share)
+            )
+            if pays and _failed_share(mine) <= share:
+                continue
+            if lost - control > share:
                 why = f"{lost:.0%} of its requests failed or were shed, {control:.0%} of the control's"
                 moves.append(Move(arm.id, State.QUARANTINED, why))
+        return moves
+
+    def excelling(
+        self, arms: Sequence[Arm], rows: Sequence[CellRow], twin: Mapping[str, float]
+    ) -> list[Move]:
+        """Return the canaries that earned far more than the control in a window that has just ended: they are live.
+
+        The `twin` has to agree. Where everybody else serves nearly all too late, waiting longer costs most.
+        """
+        human = {a.id for a in arms if a.origin is Origin.HUMAN}
+        said = [u for a, u in twin.items() if a in human]
+        beside = _utility([r for r in rows if r.arm_id in human])
+        control = max(said, default=1.0) if beside is None else beside
+        margin = self.settings.harm_margin
+        moves: list[Move] = []
+        for arm in filter(_is_canary, arms):
+            mine = [r for r in rows if r.arm_id == arm.id]
+            utility, requests = _utility(mine), sum(r.requests for r in mine)
+            if utility is None or requests < self.settings.guard_requests or not said:
+                continue
+            if utility > control + margin and twin.get(arm.id, 0.0) > max(said) + margin:
+                why = (
+                    f"earned {utility:.2f} where the control earned {control:.2f}; the twin agrees"
+                )
+                moves.append(Move(arm.id, State.LIVE, why))
         return moves
 
     def review(
@@ -215,16 +271,20 @@ class Lifecycle:
         uncapped: Mapping[str, float],
         twin: bool,
         rng: np.random.Generator,
+        foresight: Mapping[str, float] | None = None,
     ) -> Switchback | None:
         """Begin a switchback from `window` on for an arm that the bandit wants more of, if any.
 
         `uncapped` are the probabilities that the bandit would give without limits; the control is the
-        likeliest human arm that may have the fleet. `twin` tells whether its word evens out load.
+        likeliest human arm that may have the fleet. `twin` tells whether its word evens out load, `foresight`
+        what it expects of the arms: one that is far ahead begins, and goes on if it proves that.
         """
         unconfirmed = self.limits(arms).unconfirmed
         trials = {
-            a.id: self.settings.human_trial
-            if twin and a.origin is Origin.HUMAN
+            a.id: self.settings.blind_trial
+            if not twin
+            else self.settings.human_trial
+            if a.origin is Origin.HUMAN
             else self.settings.written_trial
             for a in arms
             if a.id in unconfirmed
@@ -244,19 +304,24 @@ class Lifecycle:
         controls = [a.id for a in arms if a.id in self._confirmed and a.origin is Origin.HUMAN]
         controls = controls or [a.id for a in arms if a.id != arm]
         control = max(controls, key=lambda a: uncapped.get(a, 0.0))
-        order = [
-            a
-            for _ in range(trials[arm].pairs)
-            for a in ((arm, control) if rng.random() < 0.5 else (control, arm))
-        ]
+        pairs = range(trials[arm].pairs)
+        foreseen = foresight or {}
+        ahead = foreseen.get(arm, 0.0) - foreseen.get(control, 0.0)
+        if ahead > self.settings.harm_margin:  # it goes on until it is known how it began
+            order = [a for _ in pairs for a in (arm, control) for _ in range(SETTLES_AFTER)]
+        else:
+            order = [
+                a for _ in pairs for a in ((arm, control) if rng.random() < 0.5 else (control, arm))
+            ]
         self.switchback = Switchback(arm, control, window, tuple(order), trials[arm].pause)
         self._sums = {}
         return self.switchback
 
-    def compare(self, window: int, utility: float | None) -> str | None:
+    def compare(self, window: int, utility: float | None, *, levelled: bool = False) -> str | None:
         """Take a settled window of the switchback into account; say in one line how it ended, if so.
 
-        `utility` may be counted from a baseline, as long as both arms' windows are.
+        `utility` may be counted from a baseline, as long as both arms' windows are. Where that is the twin's
+        word on the control (`levelled`), an arm that is far above it needs no window of the control.
         """
         switchback = self.switchback
         arm = switchback.arm_of(window) if switchback else None
@@ -265,10 +330,14 @@ class Lifecycle:
         if utility is not None:
             total, n = self._sums.get(arm, (0.0, 0))
             self._sums[arm] = (total + utility, n + 1)
-        if window < switchback.first_window + len(switchback.order) - 1:
+        margin = self.settings.harm_margin
+        sure = levelled and arm == switchback.arm_id and utility is not None and utility > margin
+        if not sure and window < switchback.first_window + len(switchback.order) - 1:
             return None
         self.switchback = None
         means = {a: total / n for a, (total, n) in self._sums.items()}
+        if sure:
+            means.setdefault(switchback.control_id, 0.0)
         self._wanted.pop(switchback.arm_id, None)
         self._not_before[switchback.arm_id] = window + switchback.pause
         if switchback.arm_id not in means or switchback.control_id not in means:
@@ -323,6 +392,17 @@ class Lifecycle:
 
 def _is_canary(arm: Arm) -> bool:
     return arm.state is State.CANARY and arm.origin is not Origin.HUMAN
+
+
+def _utility(rows: Sequence[CellRow]) -> float | None:
+    known = [(r.utility, r.requests) for r in rows if r.utility is not None and r.requests]
+    requests = sum(n for _, n in known)
+    return sum(u * n for u, n in known) / requests if requests else None
+
+
+def _failed_share(rows: Sequence[CellRow]) -> float:
+    requests = sum(r.requests for r in rows)
+    return sum(r.failed for r in rows) / requests if requests else 0.0
 
 
 def _lost_share(rows: Sequence[CellRow]) -> float:

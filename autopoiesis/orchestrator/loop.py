@@ -30,9 +30,9 @@ from autopoiesis.orchestrator.lifecycle import Lifecycle, LifecycleSettings
 from autopoiesis.orchestrator.observation import Observation
 from autopoiesis.orchestrator.promotion import Promotion
 from autopoiesis.orchestrator.rails import eligible, in_force
-from autopoiesis.orchestrator.rehearsal import WARMUP_WINDOWS
+from autopoiesis.orchestrator.rehearsal import LONG_WINDOWS, WARMUP_WINDOWS
 from autopoiesis.orchestrator.remembered import Remembered
-from autopoiesis.orchestrator.replays import Replays
+from autopoiesis.orchestrator.replays import Replays, utilities_of
 from autopoiesis.orchestrator.reputation import reputation
 from autopoiesis.orchestrator.reward import (
     cell_rows,
@@ -57,7 +57,7 @@ from autopoiesis.twin.simulation import ReplicaSpec
 
 VERSION = 1
 """Of the saved state; another version starts afresh."""
-KEEP_WINDOWS = WARMUP_WINDOWS + 2
+KEEP_WINDOWS = max(LONG_WINDOWS, WARMUP_WINDOWS + 2)
 """Windows of requests that an observation must reach back."""
 REPUTATION_WEIGHT = 4.0
 """Observations that an arm's reputation is worth until the first window has ended."""
@@ -65,6 +65,8 @@ LOAD_KEEP = 0.8
 """What is left of a shard's load after a window; shards move when their loads change."""
 SPLIT_KEEP = 0.7
 """What is left of the old estimate of what a split costs after a window."""
+FORESIGHT = 8.0
+"""Observations that the twin's word on the windows up to now is worth to the next draw, if it is trusted."""
 TEMPER = 0.5
 """Share of what is believed that outlives a drift of rewards or of the twin's error."""
 
@@ -166,8 +168,6 @@ class WindowLoop:
         now.started_s, now.ended_s = seen.started_s, seen.ended_s
         latest = judge(seen.outcome, self.objective, seen.started_s, seen.ended_s, seen.ended_s)
         self.latest = seen
-        rows = cell_rows(latest, now.allocation)
-        self._promotion.move(self.lifecycle.guard(self.registry.serving(), rows))
         now.context = describe(latest, seen.replicas)
         self.beliefs.enter(now.context)
         regimes = self.beliefs.regimes
@@ -188,21 +188,21 @@ class WindowLoop:
         played = self._played(rows, kept.vector)
         shares = {arm: float(p.requests) for arm, p in played.items()}
         word = self._replays.word(kept, seen, played, self.beliefs.means())
-        values = word.utilities()
+        values = utilities_of(word)
         estimates = self.correction.learn(values, played) if values else {}
         trust, weight = (self.correction.trust, self.correction.weight) if estimates else (0.0, 0.0)
         charges, self._charges = self._charges, {}
-        lean = word.lean | {a: word.lean.get(a, 0.0) - cost for a, cost in charges.items()}
+        lean = kept.lean | {a: kept.lean.get(a, 0.0) - cost for a, cost in charges.items()}
         residual = self.beliefs.learn(
             rows, kept.vector, kept.context, estimates, lean, trust, weight
         )
-        regret = regret_of(estimates, shares, word.judged, self.correction) if estimates else None
-        errors = twin_errors(window, judged, word.judged, shares)
+        regret = regret_of(estimates, shares, word, self.correction) if estimates else None
+        errors = twin_errors(window, judged, word, shares)
         drifted = self._watch(residual, errors)
         self.lifecycle.remember(estimates)
         utility = utility_by_arm(rows)
         self._promotion.review(utility, estimates, self.beliefs.means(kept.vector), drifted)
-        self._promotion.compare(window, utility, values)
+        self._promotion.compare(window, utility, values, lean)
         self._promotion.unmask({arm: self.correction.own(arm) for arm in played})
         best = max(estimates.values()) if estimates else judged.mean_utility()
         trigger = self._trigger(window, regret.low if regret else None, best, drifted)
@@ -232,10 +232,17 @@ class WindowLoop:
         """Let the twin say at once what the window that has just ended means for each arm, and for a split."""
         word = self._replays.word(now, seen, now.allocation.arms(), self.beliefs.means())
         own = self.correction.own
-        values = {a: u + own(a) for a, u in word.utilities().items()}
+        said = utilities_of(word)
+        latest = judge(seen.outcome, self.objective, seen.started_s, seen.ended_s, seen.ended_s)
+        rows = cell_rows(latest, now.allocation)
+        now.lean = self._replays.lean(now, seen, word)
+        worth = {a: u + now.lean.get(a, 0.0) for a, u in said.items()}
+        self._promotion.move(self.lifecycle.guard(self.registry.serving(), rows, worth))
+        self._promotion.move(self.lifecycle.excelling(self.registry.serving(), rows, worth))
+        values = {a: u + own(a) for a, u in said.items()}
         mean = float(np.mean([*values.values()])) if values else 0.0
-        self.beliefs.foresight = {a: u - mean + word.lean.get(a, 0.0) for a, u in values.items()}
-        self.beliefs.foresight_weight = self.correction.weight
+        self.beliefs.foresight = {a: u - mean + now.lean.get(a, 0.0) for a, u in values.items()}
+        self.beliefs.foresight_weight = FORESIGHT * self.correction.trust
         cost = self._replays.split_cost(now, seen, now.allocation, word)
         if cost is not None:
             self.split_cost += (1.0 - SPLIT_KEEP) * (max(cost, 0.0) - self.split_cost)
@@ -245,9 +252,9 @@ class WindowLoop:
         arms = self._replays.shadows()
         if arms:
             live = max(now.allocation.arms(), key=now.allocation.share)
-            judged = self._replays.in_shadow(now, seen, arms)
+            judged, worth = self._replays.in_shadow(now, seen, arms)
             beside = (live, self._promotion.name(live))
-            self._promotion.move(self.shadow.review(arms, judged, beside, seen.replicas))
+            self._promotion.move(self.shadow.review(arms, judged, worth, beside, seen.replicas))
 
     def _watch(self, residual: float | None, errors: Sequence[TwinErrorRow]) -> tuple[str, ...]:
         """Look for drift; forget faster where what is believed has become wrong."""
@@ -336,7 +343,9 @@ class WindowLoop:
                 self.proposed = drawn, told
             allocation = keep(held, window, members_of(replicas), serving, self.control().id)
             self._grounds = self._draw.grounds(window, self.rails, {})
-        self._windows[window] = Remembered(allocation, self.beliefs.vector)
+        last = self._last_allocation()
+        before = max(last.arms(), key=last.share) if last else ""
+        self._windows[window] = Remembered(allocation, self.beliefs.vector, before=before)
         return allocation
 
     def _drawn(self, window: int, replicas: Sequence[ReplicaSpec]) -> tuple[Allocation, Grounds]:

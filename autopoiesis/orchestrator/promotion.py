@@ -55,16 +55,27 @@ class Promotion:
         self.move(self._lifecycle.superfluous(self._registry.fast(), means))
 
     def compare(
-        self, window: int, utility: Mapping[str, tuple[float, int]], twin: Mapping[str, float]
+        self,
+        window: int,
+        utility: Mapping[str, tuple[float, int]],
+        twin: Mapping[str, float],
+        lean: Mapping[str, float],
     ) -> None:
-        """Go on with the switchback, if one runs; what the twin says of the control evens out load."""
+        """Go on with the switchback, if one runs.
+
+        What an arm earned above the twin's word on it evens out load; what the twin then says the arm is
+        worth beside the control, the long run included (`lean`), counts as it would for the draw.
+        """
         switchback = self._lifecycle.switchback
         if switchback is None:
             return
-        served, _ = utility.get(switchback.arm_of(window) or "", (None, 0))
-        control = twin.get(switchback.control_id) if twin else 0.0
-        gain = None if served is None or control is None else served - control
-        if verdict := self._lifecycle.compare(window, gain):
+        arm, control = switchback.arm_of(window) or "", switchback.control_id
+        gain, _ = utility.get(arm, (None, 0))
+        if gain is not None and twin:
+            both = arm in twin and control in twin
+            worth = {a: twin[a] + lean.get(a, 0.0) for a in (arm, control)} if both else {}
+            gain = gain - twin[arm] + worth[arm] - worth[control] if both else None
+        if verdict := self._lifecycle.compare(window, gain, levelled=bool(twin)):
             self._say("arm", self.name(switchback.arm_id), verdict)
 
     def unmask(self, own: Mapping[str, float]) -> None:

@@ -10,24 +10,28 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
+from numpy.typing import NDArray
 
 from autopoiesis.arms.machine import Program
 from autopoiesis.arms.objective import Objective
-from autopoiesis.orchestrator.aftermath import aftermath
 from autopoiesis.orchestrator.observation import Observation, unfinished
 from autopoiesis.orchestrator.rerun import replay_each, replay_under
 from autopoiesis.orchestrator.reward import Judged
 from autopoiesis.twin.simulation import SimCell
 from autopoiesis.twin.trace import Trace
 
+Ints = NDArray[np.int64]
+
 WARMUP_WINDOWS = 2
 """Windows that are replayed before the one that counts."""
-STRESS = 1.5
+STRESS = 2.0
 """Speed of the rehearsal under more load."""
 STRESS_WEIGHT = 0.1
 """Weight of its differences between arms."""
-AFTERMATH_WEIGHT = 1.0
-"""Weight of what an arm's backlog does to the requests of the next window."""
+LONG_WINDOWS = 6
+"""Windows over which is told what an arm makes of the traffic when its own backlog is all there is."""
+LONG_KEEP = 0.8
+"""What is left of an older window's say in that."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,6 +43,8 @@ class Rehearsal:
     ended_s: float
     objective: Objective
     seed: int
+    before: Program | None = None
+    """The arm that led the window before, and leads in the warm-up; None: whoever serves the window."""
 
     @property
     def warm_s(self) -> float:
@@ -50,12 +56,16 @@ class Rehearsal:
     def requests(self) -> int:
         """Return how many requests one replay takes; 0 if the window has none or no replica."""
         counted = np.searchsorted(self.seen.trace.arrival_s, [self.started_s, self.ended_s])
-        return len(self._replayed) if counted[0] < counted[1] and self.seen.replicas else 0
+        return len(self._replayed[0]) if counted[0] < counted[1] and self.seen.replicas else 0
 
     @cached_property
-    def _replayed(self) -> Trace:
+    def _replayed(self) -> tuple[Trace, Ints]:
         """What is replayed: the backlog at the start of the warm-up, then what arrived since."""
-        outcome, warm_s = self.seen.outcome, self.warm_s
+        return self._since(self.warm_s)
+
+    def _since(self, warm_s: float) -> tuple[Trace, Ints]:
+        """Return the backlog at a time and what has arrived since, and in which replicas' queues that backlog is."""
+        outcome = self.seen.outcome
         rows = np.flatnonzero(unfinished(outcome, warm_s) & (outcome.arrival_s < self.seen.ended_s))
         trace, outcome = self.seen.trace.select(rows), outcome.select(rows)
         # What was already generated is not generated again; the prompt is recomputed.
@@ -63,22 +73,20 @@ class Rehearsal:
         took_s = np.maximum(outcome.finished_s - outcome.first_token_s, 1e-9)
         left = np.where(generating, (outcome.finished_s - warm_s) / took_s, 1.0)
         tokens = np.rint(trace.output_tokens * np.nan_to_num(left, nan=1.0))
-        return replace(
-            trace,
-            arrival_s=np.maximum(trace.arrival_s, warm_s),
-            output_tokens=np.maximum(tokens, 1).astype(np.int64),
-        )
+        trace = replace(trace, output_tokens=np.maximum(tokens, 1).astype(np.int64))
+        return trace, np.where(outcome.dispatched_s < warm_s, outcome.replica, -1)
 
     def under(self, programs: Mapping[str, Program], speed: float = 1.0) -> dict[str, Judged]:
         """Return the window's requests as each arm serves them, with `speed` times the load."""
         return replay_each(
-            self._replayed,
+            *self._replayed,
             self.seen.replicas,
             programs,
             self.objective,
             self._bounds_s,
             self.seed,
             speed,
+            self.before,
         )
 
     def split(
@@ -93,35 +101,42 @@ class Rehearsal:
             for i, (replicas, shards) in enumerate(sides)
         ]
         return replay_under(
-            self._replayed, self.seen.replicas, cells, self.objective, self._bounds_s, self.seed
+            *self._replayed, self.seen.replicas, cells, self.objective, self._bounds_s, self.seed
         )
 
     @property
     def _bounds_s(self) -> tuple[float, float, float, float]:
         return self.warm_s, self.started_s, self.ended_s, self.seen.ended_s
 
-    def lean(self, programs: Mapping[str, Program]) -> dict[str, float]:
-        """Return by how much to prefer each arm for what it would do under more load, and leaves behind."""
+    def under_stress(self, programs: Mapping[str, Program]) -> dict[str, float]:
+        """Return each arm's mean utility of the window's requests under more load."""
         stressed = self.under(programs, STRESS)
-        utility = {a: u for a, j in stressed.items() if (u := j.mean_utility()) is not None}
-        mean = float(np.mean([*utility.values()])) if utility else 0.0
-        after = aftermath(
-            self._replayed,
-            self.seen.replicas,
-            programs,
-            self.objective,
-            self.seed,
-            self._bounds_s[:3],
+        return {a: u for a, j in stressed.items() if (u := j.mean_utility()) is not None}
+
+    def in_the_long_run(self, programs: Mapping[str, Program]) -> dict[str, float]:
+        """Return each arm's mean utility had it served alone for `LONG_WINDOWS`, older ones counting less."""
+        length_s = self.ended_s - self.started_s
+        arrival_s = self.seen.trace.arrival_s
+        first_s = float(arrival_s[0]) if len(arrival_s) else self.started_s
+        warm_s = max(self.ended_s - LONG_WINDOWS * length_s, first_s)
+        bounds_s = warm_s, warm_s, self.ended_s, self.ended_s
+        judged = replay_each(
+            *self._since(warm_s), self.seen.replicas, programs, self.objective, bounds_s, self.seed
         )
         return {
-            arm: STRESS_WEIGHT * (u - mean) + AFTERMATH_WEIGHT * after.get(arm, 0.0)
-            for arm, u in utility.items()
+            arm: u for arm, j in judged.items() if (u := _recent_utility(j, length_s)) is not None
         }
 
 
 def _unlike(program: Program, number: int) -> Program:
     """Return a program that decides alike and counts as another one: cells of equal ones are pooled."""
     return program._replace(registers=np.append(program.registers, float(number)))
+
+
+def _recent_utility(judged: Judged, window_s: float) -> float | None:
+    age = np.floor((judged.ended_s - judged.outcome.arrival_s) / window_s)
+    weights = np.where(judged.counts, LONG_KEEP**age, 0.0)
+    return float(np.average(judged.utility, weights=weights)) if weights.any() else None
 
 
 def affordable(arms: Sequence[str], requests: int, most_requests: int) -> Sequence[str]:

@@ -22,6 +22,10 @@ class Remembered:
     """0 while it runs."""
     context: dict[str, float] = field(default_factory=dict[str, float])
     """What it turned out to be like."""
+    before: str = ""
+    """The arm that led the window before; empty if there was none."""
+    lean: dict[str, float] = field(default_factory=dict[str, float])
+    """By how much each arm is worth more than this window alone says of it."""
 
     def to_plain(self) -> dict[str, Any]:
         """Return it as JSON has it."""
@@ -32,6 +36,8 @@ class Remembered:
             "vector": self.vector.tolist(),
             "bounds_s": [self.started_s, self.ended_s],
             "context": self.context,
+            "before": self.before,
+            "lean": self.lean,
         }
 
     @classmethod
@@ -40,4 +46,12 @@ class Remembered:
         cells = tuple(Cell(a, tuple(r), tuple(s), p) for a, r, s, p in plain["cells"])
         vector = np.array(plain["vector"], np.float64)
         started_s, ended_s = plain["bounds_s"]
-        return cls(Allocation(plain["window"], cells), vector, started_s, ended_s, plain["context"])
+        return cls(
+            Allocation(plain["window"], cells),
+            vector,
+            started_s,
+            ended_s,
+            plain["context"],
+            plain.get("before", ""),
+            plain.get("lean", {}),
+        )

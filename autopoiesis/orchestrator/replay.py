@@ -275,12 +275,15 @@ def observe(
     rows = np.flatnonzero(
         unfinished(outcome.select(slice(0, last)), ended_s - KEEP_WINDOWS * window_s)
     )
+    now_at = {r.name: i for i, r in enumerate(replicas)}
+    index = np.array([*(now_at.get(r.name, -1) for r in simulation.replicas), -1])
+    outcome = outcome.select(rows)
     return Observation(
         window=window,
         started_s=ended_s - window_s,
         ended_s=ended_s,
         trace=simulation.trace.select(rows),
-        outcome=outcome.select(rows),
+        outcome=outcome._replace(replica=index[outcome.replica]),
         replicas=replicas,
     )
 

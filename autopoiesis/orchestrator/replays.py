@@ -4,32 +4,32 @@ The number of simulated requests per window is bounded; arms that played come fi
 """
 
 from collections.abc import Collection, Mapping, Sequence
-from typing import NamedTuple
+
+import numpy as np
 
 from autopoiesis.arms.allocation import Allocation
 from autopoiesis.arms.arm import State
 from autopoiesis.arms.objective import Objective
 from autopoiesis.arms.registry import Registry
 from autopoiesis.orchestrator.observation import Observation
-from autopoiesis.orchestrator.rehearsal import Rehearsal, affordable
+from autopoiesis.orchestrator.rehearsal import STRESS_WEIGHT, Rehearsal, affordable
 from autopoiesis.orchestrator.remembered import Remembered
 from autopoiesis.orchestrator.reward import Judged
 
-REHEARSALS = 4
-"""Replays per arm and window: when it has ended and when it settles, each also under stress."""
+REHEARSALS = 5
+"""Replays per arm and window: when it has ended and when it settles, under stress, and a long one, worth two."""
 
 
-class Word(NamedTuple):
-    """What the twin says of a window."""
+SHADOW_REPLAYS = 3
+"""The same per arm in shadow: a window, and a long one."""
 
-    judged: dict[str, Judged]
-    """Its requests as each arm would have served them on the whole fleet."""
-    lean: dict[str, float]
-    """By how much to prefer each arm for what it would do under more load."""
+Word = dict[str, Judged]
+"""What the twin says of a window: its requests as each arm would have served them on the whole fleet."""
 
-    def utilities(self) -> dict[str, float]:
-        """Return each arm's mean utility, where any request counts."""
-        return {a: u for a, j in self.judged.items() if (u := j.mean_utility()) is not None}
+
+def utilities_of(word: Word) -> dict[str, float]:
+    """Return each arm's mean utility, where any request counts."""
+    return {arm: u for arm, judged in word.items() if (u := judged.mean_utility()) is not None}
 
 
 class Replays:
@@ -55,12 +55,28 @@ class Replays:
         rehearsal = self._rehearsal(of, seen)
         requests = rehearsal.requests()
         if not self._twin or not requests:
-            return Word({}, {})
+            return {}
         known = {*(a.id for a in self._registry.serving()), *played}
         order = sorted(known, key=lambda a: (a not in played, -mean.get(a, 0.0), a))
         arms = affordable(order, REHEARSALS * requests, self._most_requests)
         programs = {arm: self._registry.program(arm) for arm in arms}
-        return Word(rehearsal.under(programs), rehearsal.lean(programs))
+        return rehearsal.under(programs)
+
+    def lean(self, of: Remembered, seen: Observation, word: Word) -> dict[str, float]:
+        """Return by how much each arm is worth more than the window says of it, all against the arms' mean.
+
+        What counts is what an arm makes of the traffic in the long run: a window begins with the backlog of
+        whoever served before, and ends before an arm's own is felt. Where that is equal, more load decides.
+        """
+        rehearsal = self._rehearsal(of, seen)
+        programs = {arm: self._registry.program(arm) for arm in word}
+        now, long = utilities_of(word), rehearsal.in_the_long_run(programs)
+        stressed = rehearsal.under_stress(programs)
+        told = [arm for arm in now if arm in long and arm in stressed]
+        if not told:
+            return {}
+        worth = np.array([long[a] - now[a] + STRESS_WEIGHT * stressed[a] for a in told])
+        return dict(zip(told, (worth - worth.mean()).tolist(), strict=True))
 
     def split_cost(
         self, of: Remembered, seen: Observation, cells: Allocation, word: Word
@@ -72,7 +88,7 @@ class Replays:
         if len(cells.cells) < 2:
             return None
         arm = max(cells.arms(), key=cells.share)
-        whole = word.judged[arm].mean_utility() if arm in word.judged else None
+        whole = word[arm].mean_utility() if arm in word else None
         index = {r.name: i for i, r in enumerate(seen.replicas)}
         first, rest = cells.cells[0], cells.cells[1:]
         sides = [
@@ -88,19 +104,26 @@ class Replays:
 
     def in_shadow(
         self, of: Remembered, seen: Observation, arms: Sequence[str]
-    ) -> dict[str, Judged]:
-        """Let arms in shadow decide the window beside the arm that served most of it, which comes first."""
+    ) -> tuple[Word, dict[str, float]]:
+        """Let arms in shadow decide the window beside the arm that served most of it, which comes first.
+
+        Beside what they make of the window stands what they are worth in the long run.
+        """
         live = max(of.allocation.arms(), key=of.allocation.share)
         rehearsal = self._rehearsal(of, seen)
         requests = rehearsal.requests()
         if not requests:
-            return {}
-        tried = (live, *affordable(arms, requests, self._most_requests - requests))
-        return rehearsal.under({arm: self._registry.program(arm) for arm in tried})
+            return {}, {}
+        each = SHADOW_REPLAYS * requests
+        tried = (live, *affordable(arms, each, self._most_requests - each))
+        programs = {arm: self._registry.program(arm) for arm in tried}
+        return rehearsal.under(programs), rehearsal.in_the_long_run(programs)
 
     def shadows(self) -> list[str]:
         """Return the arms in shadow."""
         return [a.id for a in self._registry.fast() if a.state is State.SHADOW]
 
     def _rehearsal(self, of: Remembered, seen: Observation) -> Rehearsal:
-        return Rehearsal(seen, of.started_s, of.ended_s, self._objective, self._seed)
+        known = {arm.id for arm in self._registry.all()}
+        before = self._registry.program(of.before) if of.before in known else None
+        return Rehearsal(seen, of.started_s, of.ended_s, self._objective, self._seed, before)

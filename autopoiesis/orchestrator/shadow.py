@@ -2,8 +2,8 @@
 
 Each window that has just ended is replayed in the twin under the shadow arm and under the arm that held most of
 the fleet, from the same backlog and with the same seed. The windows are newer than all that the arm
-was bred on. Its utility must not be lower by more than a margin, and its decisions must be sane:
-no more requests refused than the live arm refuses, no replica flooded, none starved that the live
+was bred on. Its utility in the long run must not be lower by more than a margin, and its decisions must be sane:
+no more requests refused than the live arm refuses, unless that pays, no replica flooded, none starved that the live
 arm uses. After one window with enough requests it becomes a canary; a fault retires it.
 """
 
@@ -64,13 +64,14 @@ class Shadow:
         self,
         arms: Sequence[str],
         judged: Mapping[str, Judged],
+        worth: Mapping[str, float],
         live: tuple[str, str],
         replicas: Sequence[ReplicaSpec],
     ) -> list[Move]:
         """Take a window into account and return the moves that it leads to.
 
         `arms` are the shadow arms, `judged` the window's requests under each of them that was
-        replayed and under the `live` arm (its id and name).
+        replayed and under the `live` arm (its id and name), `worth` their utilities in the long run.
         """
         self._records = {arm: self._records.get(arm, ShadowRecord()) for arm in arms}
         beside, name = judged.get(live[0]), live[1]
@@ -79,7 +80,9 @@ class Shadow:
             record = self._records[arm]
             record = ShadowRecord(record.seen + 1, record.counted, record.difference)
             if beside is not None and arm in judged:
-                fault, difference = self._compare(judged[arm], beside, name, replicas)
+                mine, theirs = worth.get(arm), worth.get(live[0])
+                gain = None if mine is None or theirs is None else mine - theirs
+                fault, difference = self._compare(judged[arm], beside, gain, name, replicas)
                 if fault:
                     moves.append(Move(arm, State.RETIRED, f"in shadow: {fault}"))
                     continue
@@ -101,16 +104,23 @@ class Shadow:
         return moves
 
     def _compare(
-        self, mine: Judged, beside: Judged, name: str, replicas: Sequence[ReplicaSpec]
+        self,
+        mine: Judged,
+        beside: Judged,
+        gain: float | None,
+        name: str,
+        replicas: Sequence[ReplicaSpec],
     ) -> tuple[str, float | None]:
-        """Return what is wrong with the arm's window, and its utility minus the live arm's if it tells anything."""
+        """Return what is wrong with the arm's window, and its gain over the live arm if it tells anything."""
         limits = self.settings
-        ours, theirs = mine.mean_utility(), beside.mean_utility()
-        if len(mine.outcome.status) < limits.min_requests or ours is None or theirs is None:
+        if len(mine.outcome.status) < limits.min_requests or gain is None:
             return "", None
         shed, usual = _shed_share(mine), _shed_share(beside)
-        if shed > usual + limits.shed_share:
-            return f"it refuses {shed:.0%} of the requests, {name} {usual:.0%}", None
+        if shed > usual + limits.shed_share and gain <= 0.0:
+            return (
+                f"it refuses {shed:.0%} of the requests, {name} {usual:.0%}, and earns no more",
+                None,
+            )
         share, others = _shares(mine, len(replicas)), _shares(beside, len(replicas))
         speed = np.array([spec.speed for spec in replicas])
         part = speed / speed.sum()
@@ -123,9 +133,9 @@ class Shadow:
             # Where a replica's part is a request or two, none is chance.
             if part[r] * len(mine.outcome.status) >= limits.min_requests / 2:
                 return f"it starves {replicas[r].name}, to which {name} sends {others[r]:.0%}", None
-        if ours - theirs < -limits.harm_margin:
-            return f"utility {ours:.3f} in the twin, {theirs:.3f} under {name}", None
-        return "", ours - theirs
+        if gain < -limits.harm_margin:
+            return f"utility {gain:+.3f} in the twin beside {name}", None
+        return "", gain
 
     def to_dict(self) -> dict[str, Any]:
         """Return the state as plain values."""

@@ -1,7 +1,8 @@
 """When to ask for new arms, and why.
 
 Asked for when the regret of windows in a row is above a threshold with confidence, when something
-drifted, when the fleet has become another, or when even the best arm stays below the target. One cycle
+drifted, when the fleet has become another, or when even the best arm stays below the target. While all
+is well, policies are bred for a surge that has not come yet. One cycle
 at a time, then a pause, and no more than a number per hour.
 """
 
@@ -10,6 +11,8 @@ from dataclasses import dataclass
 from typing import Any
 
 HOUR_S = 3600.0
+ENOUGH_WINDOWS = 6
+"""Windows with requests before policies can be bred for a surge of them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +28,8 @@ class TriggerSettings:
     cooldown_s: float = 60.0
     """Shortest time from the end of one cycle to the next trigger."""
     per_hour: int = 30
+    prepare_s: float = 600.0
+    """Time without a cycle after which one prepares for a surge; 0: never."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +37,7 @@ class Trigger:
     """A reason to ask for new arms."""
 
     kind: str
-    """regret, drift, target, capacity or operator."""
+    """regret, drift, target, capacity, surge or operator."""
     window: int
     at_s: float
     why: str
@@ -55,6 +60,8 @@ class Triggers:
         self._busy = False
         self._quiet_until_s = float("-inf")
         self._fired_s: list[float] = []
+        self._windows = 0
+        """Windows with requests so far, up to `ENOUGH_WINDOWS`."""
 
     def consider(
         self,
@@ -73,6 +80,7 @@ class Triggers:
         if regret_low is not None:
             self._regretted = self._regretted + 1 if regret_low > s.regret else 0
         if best is not None:
+            self._windows = min(self._windows + 1, ENOUGH_WINDOWS)
             self._below = self._below + 1 if best < s.target else 0
         if drifted and not self._drifted:
             self._drifted_since = window
@@ -92,7 +100,15 @@ class Triggers:
         if best is not None and self._below >= s.windows:
             why = f"best arm below {s.target:g} for {self._below} windows (now {best:.3f})"
             return self._fire("target", window, at_s, why, window + 1 - self._below)
+        if self._unprepared(at_s):
+            why = "all is well; policies are wanted that would stand a surge"
+            return self._fire("surge", window, at_s, why, window)
         return None
+
+    def _unprepared(self, at_s: float) -> bool:
+        after_s = self.settings.prepare_s
+        last_s = max(self._fired_s, default=float("-inf"))
+        return after_s > 0.0 and self._windows >= ENOUGH_WINDOWS and at_s - last_s >= after_s
 
     def capacity_changed(self, window: int, what: str) -> None:
         """Note in a line that the fleet has changed in this window; the next one that may fires."""
@@ -137,6 +153,7 @@ class Triggers:
             "capacity": [self._capacity, self._capacity_since],
             "quiet_until_s": max(self._quiet_until_s, 0.0),
             "fired_s": list(self._fired_s),
+            "windows": self._windows,
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
@@ -148,3 +165,4 @@ class Triggers:
         self._capacity, self._capacity_since = state.get("capacity", ("", 0))
         self._quiet_until_s = state["quiet_until_s"]
         self._fired_s = list(state["fired_s"])
+        self._windows = state.get("windows", 0)

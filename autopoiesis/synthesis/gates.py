@@ -29,6 +29,7 @@ from autopoiesis.synthesis.race import (
     paired_gain,
     race_cells,
     screen_cell,
+    window_cells,
 )
 from autopoiesis.synthesis.tuning import tune
 from autopoiesis.telemetry.records import CandidateRow
@@ -59,6 +60,9 @@ class Candidate:
     reason: str = ""
     """Why it was rejected; empty while it is in."""
     gain: Gain | None = None
+    """Over the best incumbent, surges and varied futures among the windows."""
+    usual: Gain | None = None
+    """The same on windows as they were, of one that is promoted: what to expect of it now."""
     decided: bool = True
     """False if time ran out before its gate could decide."""
 
@@ -81,7 +85,7 @@ class Candidate:
 
     def row(self) -> CandidateRow:
         """Return what is kept of it."""
-        raw = self.proposal.source
+        raw, gain = self.proposal.source, self.usual or self.gain
         text = raw if isinstance(raw, str) else raw.decode("utf-8", "replace")
         return CandidateRow(
             arm_id=self.id,
@@ -89,9 +93,9 @@ class Candidate:
             verdict="promoted" if self.gate in PROMOTING else "rejected",
             gate=self.gate,
             reason=self.reason,
-            gain=self.gain.mean if self.gain else None,
-            gain_low=_finite(self.gain.low) if self.gain else None,
-            gain_high=_finite(self.gain.high) if self.gain else None,
+            gain=gain.mean if gain else None,
+            gain_low=_finite(gain.low) if gain else None,
+            gain_high=_finite(gain.high) if gain else None,
             parents=self.proposal.parents,
             thought=self.proposal.thought,
             slow=self.slow.source if self.slow else "",
@@ -144,7 +148,8 @@ class Gates:
         self._known = set(brief.known)
         self._decisions: dict[tuple[bytes, str], str] = {}
         self.screen_on = screen_cell(brief)
-        self.race_on = race_cells(brief)
+        self._as_it_was = window_cells(brief)
+        self.race_on = race_cells(brief, self._as_it_was)
         self._holdout_on = holdout_cells(brief)
         self._futures_on = future_cells(brief)
         self.rivals = [_ready(incumbent) for incumbent in brief.incumbents]
@@ -156,8 +161,8 @@ class Gates:
 
     def _best_of(self, rivals: Sequence[Rival]) -> tuple[Rival, float]:
         """Race incumbents window by window, dropping clear losers; return the best and its utility."""
-        cells = [*self.race_on[: len(self._brief.windows)], *self._holdout_on]
-        cells += self.race_on[len(self._brief.windows) :]
+        cells = [*self._as_it_was, *self._holdout_on]
+        cells += [cell for cell in self.race_on if cell not in self._as_it_was]
         running = list(rivals)
         for done in range(1, len(cells) + 1):
             means = [self._course.mean(*r.runnable, cells[:done]) for r in running]
@@ -170,8 +175,7 @@ class Gates:
 
     def by_window(self, policy_id: str) -> tuple[float | None, ...]:
         """Return the policy's utility on each recent window as it was, oldest first."""
-        as_it_was = self.race_on[: len(self._brief.windows)]
-        return tuple(self._course.known(policy_id, cell) for cell in reversed(as_it_was))
+        return tuple(self._course.known(policy_id, cell) for cell in reversed(self._as_it_was))
 
     @property
     def holdout_replays(self) -> int:
@@ -278,7 +282,7 @@ class Gates:
         assert candidate.policy is not None
         slow = candidate.slow.source if candidate.slow else ""
         source = joined(candidate.policy.source, slow)
-        cells = self.race_on[: len(self._brief.windows)][::-1]
+        cells = self._as_it_was[::-1]
         gains = tuple(self.gain(policy_id, program, [cell]).mean for cell in cells)
         behaviour = self._course.behaviour(policy_id, cells)
         return Elite(policy_id, source, gains, behaviour, self._brief.asked_s)
@@ -310,7 +314,7 @@ class Gates:
         candidate.gate = "holdout"
         best, floor = self.best.name, self._brief.min_gain
         unseen = self.gain(*candidate.runnable, self._holdout_on)
-        if unseen.mean < 0.0:
+        if unseen.mean < -floor:
             candidate.reject(
                 "holdout", f"utility {unseen.mean:+.4f} against {best} on hold-out windows"
             )
@@ -328,11 +332,15 @@ class Gates:
             )
             return False
         candidate.gate = "promoted"
+        candidate.usual = self._usual_gain(candidate)
         candidate.reason = (
             f"gain {pooled} over {best}; "
             f"hold-out windows {unseen.mean:+.4f}, perturbed futures {futures.mean:+.4f}"
         )
         return True
+
+    def _usual_gain(self, candidate: Candidate) -> Gain:
+        return self.gain(*candidate.runnable, [*self._as_it_was, *self._holdout_on])
 
     @property
     def _everything(self) -> list[Cell]:
@@ -375,6 +383,7 @@ class Gates:
             tuned.reject("tuning", f"{told}: not surely better")
             return False
         tuned.gate = "tuned"
+        tuned.usual = self._usual_gain(tuned)
         tuned.reason = f"gain {pooled} over {self.best.name}; {told}"
         before.reject("tuning", f"good enough, but better with other numbers: {tuned.runnable[0]}")
         return True

@@ -269,6 +269,16 @@ def fresh_function(tree: Tree, others: Sequence[Tree], rng: np.random.Generator)
     return True
 
 
+def queue_discipline(tree: Tree, others: Sequence[Tree], rng: np.random.Generator) -> bool:  # noqa: ARG001
+    """Write anew at once who is refused, who waits and in what order: one without the others does little."""
+    _install(tree, v.random_function("ceiling", rng))
+    if rng.random() < 0.8:
+        _install(tree, v.random_function("admit", rng))
+    if rng.random() < 0.6:
+        _install(tree, v.define("priority", v.deadline_order(rng)))
+    return True
+
+
 def simplify(tree: Tree, others: Sequence[Tree], rng: np.random.Generator) -> bool:  # noqa: ARG001
     """Drop an optional function, or a branch."""
     optional = [name for name in functions(tree) if name != "score"]
@@ -300,6 +310,7 @@ OPERATORS: tuple[tuple[float, str, Operator], ...] = (
     (1.5, "took over a function", graft_function),
     (1.5, "added a guard", add_guard),
     (2.0, "wrote a function anew", fresh_function),
+    (2.5, "wrote a queue discipline", queue_discipline),
     (1.0, "simplified", simplify),
 )
 """(weight, what it did, operator)"""

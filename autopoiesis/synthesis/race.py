@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Callable, Collection, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +15,7 @@ from autopoiesis.arms.sandbox.slow_arm import SlowArm
 from autopoiesis.arms.slow import SlowPolicy
 from autopoiesis.synthesis.behaviour import Behaviour, behaviour_of, mean_behaviour
 from autopoiesis.synthesis.brief import Brief
+from autopoiesis.twin.composition import splice
 from autopoiesis.twin.outcome import Outcome, Status
 from autopoiesis.twin.perturbation import perturbed
 from autopoiesis.twin.planned import serve_planned
@@ -30,8 +31,12 @@ before an arm may enter costs more regret than it saves (research on gates: 2.5 
 """
 SCREEN_REQUESTS = 400
 """Requests that count in the short replay of the screen."""
-SURGE = 1.3
-"""How much faster requests come in a perturbed future."""
+SURGES = (2.0, 1.0, 1.5, 3.0)
+"""How much faster requests come in a race's surges: what is only bred on what was would be lost when the load rises."""
+FUTURE_SURGES = (1.5, 1.0, 2.5)
+"""The same in perturbed futures."""
+SURGE_WINDOWS = 8
+"""Windows that a surge is made of, one after the other, so that a backlog builds up."""
 
 
 Clock = Callable[[], float]
@@ -77,6 +82,8 @@ class Cell:
     """(n,): which requests count: those after the warm-up."""
     seed: int
     window: int
+    yard: int = -1
+    """The window whose plans are judged on it, where that is another."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,7 +187,10 @@ class Course:
         self.replays += 1
         if not isinstance(program, Pair):
             return run_arm(cell.trace, self._replicas, program, self._objective, cell.seed)
-        planner, yard = self._planner(program.slow), self._yards[cell.window]
+        planner, yard = (
+            self._planner(program.slow),
+            self._yards[cell.window if cell.yard < 0 else cell.yard],
+        )
         return serve_planned(
             cell.trace, program.program, planner, yard, self._objective, cell.seed
         ).outcome
@@ -211,32 +221,50 @@ class Course:
 
 
 def screen_cell(brief: Brief) -> Cell:
-    """Return the head of the newest window."""
-    trace = brief.windows[-1]
-    warmup = int(np.count_nonzero(~brief.counting(trace)))
-    head = trace.head(warmup + SCREEN_REQUESTS)
-    return Cell(head, brief.counting(head), brief.seed, len(brief.windows) - 1)
+    """Return the head of a surge: there policies differ also while all is well."""
+    rng = np.random.default_rng([brief.seed, 3])
+    surge = surge_cells(brief, brief.windows, SURGES[:1], rng)[0]
+    head = surge.trace.head(SCREEN_REQUESTS)
+    return replace(surge, trace=head, counts=surge.counts[: len(head)])
 
 
-def race_cells(brief: Brief, variants: int = 1) -> list[Cell]:
-    """Return every recent window, newest first, as it was, then `variants` varied copies of each.
+def window_cells(brief: Brief) -> list[Cell]:
+    """Return every recent window as it was, newest first."""
+    newest_first = list(enumerate(brief.windows))[::-1]
+    return [Cell(trace, brief.counting(trace), brief.seed, i) for i, trace in newest_first]
 
-    Every other copy comes in a surge: what is only bred on what was would be lost when the load rises.
+
+def race_cells(brief: Brief, as_it_was: Sequence[Cell] = ()) -> list[Cell]:
+    """Return the recent windows as they were, surges among the first of them, and varied copies.
+
+    `as_it_was` are the `window_cells` to take, if there are any already.
     """
     rng = np.random.default_rng([brief.seed, 1])
-    newest_first = list(enumerate(brief.windows))[::-1]
-    cells = [Cell(trace, brief.counting(trace), brief.seed, i) for i, trace in newest_first]
-    for k in range(1, variants + 1):
-        cells += [
-            Cell(
-                perturbed(trace, rng, rate=SURGE if i % 2 else 1.0),
-                brief.counting(trace),
-                brief.seed + k,
-                i,
-            )
-            for i, trace in newest_first
-        ]
-    return cells
+    windows = list(as_it_was or window_cells(brief))
+    varied = [replace(c, trace=perturbed(c.trace, rng), seed=brief.seed + 1) for c in windows]
+    surges = surge_cells(brief, brief.windows, SURGES, rng)
+    first = [cell for pair in zip(surges, windows, strict=False) for cell in pair]
+    return [*first, *surges[len(windows) :], *windows[len(surges) :], *varied]
+
+
+def surge_cells(
+    brief: Brief, windows: Sequence[Trace], rates: Sequence[float], rng: np.random.Generator
+) -> list[Cell]:
+    """Return the newest of these windows joined, varied and so many times as fast."""
+    joined = splice([t.slice(brief.warmup_s, np.inf) for t in windows[-SURGE_WINDOWS:]], "surge")
+    heavy = replace(joined, input_tokens=joined.input_tokens * 3)
+    counts = np.ones(len(joined), np.bool_)
+    first = len(brief.windows) + len(brief.holdout)
+    return [
+        Cell(
+            perturbed(joined if rate > 1.0 else heavy, rng, rate=rate),
+            counts,
+            brief.seed + 31 + i,
+            first + i,
+            len(brief.windows) - 1,
+        )
+        for i, rate in enumerate(rates)
+    ]
 
 
 def holdout_cells(brief: Brief) -> list[Cell]:
@@ -248,14 +276,14 @@ def holdout_cells(brief: Brief) -> list[Cell]:
 
 
 def future_cells(brief: Brief) -> list[Cell]:
-    """Return perturbed futures: hold-out windows and the newest recent ones, varied and in a surge."""
+    """Return perturbed futures: hold-out windows and the newest recent ones varied, and surges of the former."""
     rng = np.random.default_rng([brief.seed, 2])
     first = len(brief.windows)
     sources = [(first + i, trace) for i, trace in enumerate(brief.holdout)]
     sources += list(enumerate(brief.windows))[-max(len(brief.holdout), 2) :]
-    cells: list[Cell] = []
-    for window, trace in sources:
-        counts = brief.counting(trace)
-        cells.append(Cell(perturbed(trace, rng), counts, brief.seed + 21, window))
-        cells.append(Cell(perturbed(trace, rng, rate=SURGE), counts, brief.seed + 22, window))
-    return cells
+    varied = [
+        Cell(perturbed(trace, rng), brief.counting(trace), brief.seed + 21, window)
+        for window, trace in sources
+    ]
+    surges = surge_cells(brief, brief.holdout, FUTURE_SURGES, rng)
+    return [*varied, *(replace(c, window=c.window + len(SURGES)) for c in surges)]

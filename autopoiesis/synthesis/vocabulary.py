@@ -225,6 +225,13 @@ def _random_admission(rng: np.random.Generator) -> ast.expr:
     return expression(choose(shapes, rng))
 
 
+def deadline_order(rng: np.random.Generator) -> ast.expr:
+    """Who is nearest to missing the first-token objective comes first; who will miss it anyway comes last."""
+    prefill_s = f"request.input_tokens / {rng.lognormal(np.log(10000.0), 0.7):.4g}"
+    slack_s = f"request.slack_s - {prefill_s}"
+    return expression(f"{slack_s} if request.slack_s > {prefill_s} else 1000.0 - request.waited_s")
+
+
 def define(function: str, result: ast.expr) -> ast.FunctionDef:
     """Return the function that returns an expression."""
     text = f"def {function}({', '.join(parameters(function))}):\n    return 0.0"

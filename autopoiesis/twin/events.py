@@ -292,8 +292,14 @@ def _release_held(w: World, g: int, now_s: float) -> None:
 
 @kernel
 def _take_arrival(w: World, i: int, now_s: float) -> None:
-    arrive(w.fleet, float(w.traffic.input_tokens[i]), now_s)
-    g = int(w.groups.of_shard[w.traffic.shard[i]])
+    t = w.traffic
+    if w.ledger.replica[i] >= 0:  # of the backlog: it is in that replica's queue already
+        blocks = t.blocks[t.block_start[i] : t.block_start[i + 1]]
+        _send(w, i, int(w.ledger.replica[i]), blocks, now_s)
+        return
+    if t.arrival_s[i] >= 0.0:
+        arrive(w.fleet, float(t.input_tokens[i]), now_s)
+    g = int(w.groups.of_shard[t.shard[i]])
     program, group = _program(w.groups, g), _group(w.groups, g)
     _describe_request(w, program, i, now_s)
     describe_fleet(program.registers, w.fleet, group, now_s, draw(w.random))
@@ -455,8 +461,11 @@ def _run(w: World, until_s: float) -> None:
     while cursor[STOPPED] == RUNS:
         r = _next_step(e.clock)
         step_s = e.clock[r, END]
+        # What came before time 0 is a backlog: it is there when the simulation begins.
         arrival_s = (
-            float(t.arrival_s[cursor[ARRIVED]]) if cursor[ARRIVED] < len(t.arrival_s) else np.inf
+            max(float(t.arrival_s[cursor[ARRIVED]]), float(clock[NOW]))
+            if cursor[ARRIVED] < len(t.arrival_s)
+            else np.inf
         )
         leave_s = (
             t.arrival_s[cursor[LEFT]] + clock[PATIENCE]

@@ -29,7 +29,8 @@ class Simulation:
     """A fleet that serves a trace; the same inputs and seed give the same outcome, bit for bit.
 
     Call `allocate`, then `advance`, as often as wanted. `capacity` is what happens to the replicas
-    on the way; those that are not `present` are off at first. A client that has had no token
+    on the way; those that are not `present` are off at first. What arrives before time 0 is a backlog: `placed`,
+    (n,), says in which replica's queue each request is already, -1 in none. A client that has had no token
     `patience_s` after its arrival gives up. `may_become` are specs that a later `change` may bring.
     `jumps` off makes every decode step an event of its own: slower, and the same to rounding.
     """
@@ -46,6 +47,7 @@ class Simulation:
         present: Sequence[bool] | None = None,
         may_become: Sequence[ReplicaSpec] = (),
         patience_s: float = math.inf,
+        placed: Ints | None = None,
         jumps: bool = True,
     ) -> None:
         if not replicas:
@@ -84,7 +86,7 @@ class Simulation:
             ),
             ledger=Ledger(
                 cell=np.full(n, -1, np.int64),
-                replica=np.full(n, -1, np.int64),
+                replica=np.full(n, -1, np.int64) if placed is None else placed.astype(np.int64),
                 status=np.zeros(n, np.int64),
                 dispatched_s=np.full(n, np.nan),
                 first_token_s=np.full(n, np.nan),

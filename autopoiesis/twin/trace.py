@@ -102,6 +102,10 @@ class Trace:
         part = self.select(np.arange(first, max(first, last)))
         return replace(part, arrival_s=part.arrival_s - from_s)
 
+    def until(self, to_s: float) -> "Trace":
+        """Return the requests that arrive before `to_s`, their times as they are."""
+        return self.head(int(np.searchsorted(self.arrival_s, to_s)))
+
     def head(self, n: int) -> "Trace":
         """Return the first n requests."""
         return self.select(np.arange(min(max(n, 0), len(self))))

@@ -91,8 +91,11 @@ def rehearsed():
     names = {a.name: a.id for a in arms.all()}
     bounds_s = (0.0, 10.0, 20.0, 30.0)
     everything = (0, 1, 2), tuple(range(SHARDS))
+    nowhere = np.full(len(trace), -1)
     judged = {
-        arm: replay_under(trace, fleet(3), [SimCell(program, *everything)], OBJECTIVE, bounds_s, 0)
+        arm: replay_under(
+            trace, nowhere, fleet(3), [SimCell(program, *everything)], OBJECTIVE, bounds_s, 0
+        )
         for arm, program in programs.items()
     }
     return names, judged, trace

@@ -10,10 +10,13 @@ NEW = written(SHED_ALL, "new")
 LIVE = written(SHED_ALL, "new", State.LIVE)
 
 
-def row(arm_id: str, requests: int, shed: int) -> CellRow:
+def row(
+    arm_id: str, requests: int, shed: int, utility: float | None = None, failed: int = 0
+) -> CellRow:
+    utility = 1.0 - (shed + failed) / requests if utility is None else utility
     return CellRow(
-        0, 0, arm_id, ("r0",), 32, 0.5, requests, requests - shed, shed, 0, 0, 1, 1,
-        None, None, None, 0.0, 0.5, 10.0,
+        0, 0, arm_id, ("r0",), 32, 0.5, requests, requests - shed - failed, shed, failed, 0, 1, 1,
+        None, None, None, 0.0, utility, 10.0,
     )  # fmt: skip
 
 
@@ -25,6 +28,40 @@ def test_an_arm_that_sheds_far_more_than_the_control_is_out_at_once():
     assert lifecycle.guard([HUMAN, NEW], [row(HUMAN.id, 50, 40), row(NEW.id, 50, 45)]) == []
     assert lifecycle.guard([HUMAN, NEW], [row(NEW.id, 5, 5)]) == []
     assert lifecycle.guard([HUMAN], [row(HUMAN.id, 50, 50)]) == []
+
+
+def test_an_arm_that_refuses_and_earns_no_less_is_spared():
+    guard = Lifecycle().guard
+    late = row(HUMAN.id, 50, 0, utility=0.1)
+    assert guard([HUMAN, NEW], [late, row(NEW.id, 50, 25, utility=0.5)]) == []
+    (move,) = guard([HUMAN, NEW], [late, row(NEW.id, 50, 48, utility=0.04)])
+    assert move.state is State.QUARANTINED
+    # With the whole fleet to itself it is held against what the twin says of people's arms.
+    alone = [row(NEW.id, 50, 25, utility=0.5)]
+    assert guard([HUMAN, NEW], alone, {HUMAN.id: 0.2, NEW.id: 0.5}) == []
+    assert guard([HUMAN, NEW], alone, {HUMAN.id: 0.9, NEW.id: 0.5}) != []
+    # Failing is not refusing.
+    assert guard([HUMAN, NEW], [late, row(NEW.id, 50, 0, utility=0.5, failed=25)]) != []
+
+
+def test_a_canary_that_earns_far_more_is_live_at_once_if_the_twin_agrees():
+    def excelling(mine: float, twin: dict[str, float]) -> list[State]:
+        rows = [row(HUMAN.id, 50, 0, utility=0.1), row(NEW.id, 50, 10, utility=mine)]
+        return [m.state for m in Lifecycle().excelling([HUMAN, NEW], rows, twin)]
+
+    assert excelling(0.5, {HUMAN.id: 0.1, NEW.id: 0.6}) == [State.LIVE]
+    assert excelling(0.5, {HUMAN.id: 0.5, NEW.id: 0.5}) == []
+    assert excelling(0.5, {}) == []
+    assert excelling(0.15, {HUMAN.id: 0.1, NEW.id: 0.6}) == []
+
+
+def test_the_canary_of_which_most_is_foreseen_has_the_next_cell():
+    other = written(SHED_ALL.replace("replica.in_flight", "replica.in_flight + 1"), "other")
+    lifecycle = Lifecycle()
+    lifecycle.review([HUMAN, NEW, other], {HUMAN.id: (0.8, 50), NEW.id: (0.8, 50)}, 0.8)
+    assert lifecycle.on_trial([HUMAN, NEW, other]) == other.id
+    assert lifecycle.on_trial([HUMAN, NEW, other], {NEW.id: 0.02, other.id: 0.01}) == other.id
+    assert lifecycle.on_trial([HUMAN, NEW, other], {NEW.id: 0.4, other.id: 0.1}) == NEW.id
 
 
 def served(lifecycle: Lifecycle, difference: float, windows: int) -> list[tuple[int, State]]:
@@ -39,8 +76,9 @@ def served(lifecycle: Lifecycle, difference: float, windows: int) -> list[tuple[
 
 
 def test_a_canary_that_does_no_harm_becomes_live_soon():
-    assert served(Lifecycle(), 0.0, 100) == [(5, State.LIVE)]
-    assert served(Lifecycle(), -0.05, 100) == [(5, State.LIVE)]
+    last = LifecycleSettings().canary_windows - 1
+    assert served(Lifecycle(), 0.0, 100) == [(last, State.LIVE)]
+    assert served(Lifecycle(), -0.05, 100) == [(last, State.LIVE)]
 
 
 def test_a_harmful_canary_is_quarantined_when_it_is_shown():
@@ -84,22 +122,24 @@ def settled_on_human() -> Lifecycle:
     return lifecycle
 
 
-def confirm(gain: float) -> tuple[Lifecycle, str | None]:
+def confirm(gain: float, twin: bool = True) -> tuple[Lifecycle, str | None]:
     lifecycle = settled_on_human()
     rng = np.random.default_rng(0)
     begun = None
     for window in range(10):
-        begun = lifecycle.want(window, [HUMAN, LIVE], WANTED, True, rng)
+        begun = lifecycle.want(window, [HUMAN, LIVE], WANTED, twin, rng)
         if begun:
             break
     assert begun is not None
-    assert begun.first_window == 2
-    assert sorted(begun.order) == sorted([LIVE.id, HUMAN.id] * 2)
+    trial = LifecycleSettings().written_trial if twin else LifecycleSettings().blind_trial
+    assert begun.first_window == trial.after - 1
+    assert sorted(begun.order) == sorted([LIVE.id, HUMAN.id] * trial.pairs)
     verdict = None
-    for window in range(2, 6):
+    over = begun.first_window + len(begun.order)
+    for window in range(begun.first_window, over):
         arm = begun.arm_of(window)
         verdict = lifecycle.compare(window, 0.8 + (gain if arm == LIVE.id else 0.0))
-    assert begun.arm_of(6) is None
+    assert begun.arm_of(over) is None
     return lifecycle, verdict
 
 
@@ -113,6 +153,26 @@ def test_a_switchback_confirms_an_arm_for_the_whole_fleet():
     assert again.limits([HUMAN, LIVE]).arms() == frozenset()
 
 
+def test_an_arm_far_above_what_the_twin_says_of_the_control_is_confirmed_by_its_first_window():
+    lifecycle = settled_on_human()
+    far_ahead = {LIVE.id: 0.2, HUMAN.id: -0.1}
+    begun = lifecycle.want(0, [HUMAN, LIVE], WANTED, True, np.random.default_rng(0), far_ahead)
+    assert begun is not None
+    assert begun.order == (LIVE.id, LIVE.id, HUMAN.id, HUMAN.id)
+    assert lifecycle.compare(0, 0.05, levelled=True) is None
+    verdict = lifecycle.compare(1, 0.35, levelled=True)
+    assert verdict == "confirmed by a switchback: +0.200 against the control"
+    assert lifecycle.limits([HUMAN, LIVE]).arms() == frozenset()
+
+
+def test_without_the_twin_a_switchback_comes_later_and_is_longer():
+    _, verdict = confirm(+0.05, twin=False)
+    assert verdict is not None
+    assert verdict.startswith("confirmed")
+    blind, trusted = LifecycleSettings().blind_trial, LifecycleSettings().written_trial
+    assert (blind.after, blind.pairs) > (trusted.after, trusted.pairs)
+
+
 def test_a_switchback_that_is_lost_leaves_the_limit_and_pauses():
     lifecycle, verdict = confirm(-0.2)
     assert verdict is not None
@@ -120,7 +180,8 @@ def test_a_switchback_that_is_lost_leaves_the_limit_and_pauses():
     assert lifecycle.limits([HUMAN, LIVE]).unconfirmed == {LIVE.id}
     rng = np.random.default_rng(0)
     begun = [lifecycle.want(w, [HUMAN, LIVE], WANTED, True, rng) is not None for w in range(6, 50)]
-    assert begun.index(True) + 6 == 5 + LifecycleSettings().written_trial.pause
+    trial = LifecycleSettings().written_trial
+    assert begun.index(True) + 6 == 2 * trial.pairs + trial.after - 2 + trial.pause
 
 
 def test_a_human_arm_needs_a_switchback_too_but_for_the_first_that_leads():

@@ -5,6 +5,7 @@ import pytest
 from traffic import fleet, human, poisson, registry
 
 from autopoiesis.arms.objective import Objective
+from autopoiesis.orchestrator.loop import KEEP_WINDOWS
 from autopoiesis.orchestrator.observation import Observation, unfinished
 from autopoiesis.orchestrator.rehearsal import Rehearsal
 from autopoiesis.orchestrator.replay import observe
@@ -19,9 +20,9 @@ PROGRAMS = {a.id: ARMS.program(a.id) for a in ARMS.all()}
 NAMES = {a.name: a.id for a in ARMS.all()}
 
 
-def overloaded() -> tuple[Observation, Simulation]:
-    """Eight windows of 5 s under more load than the fleet bears."""
-    simulation = Simulation(poisson(0, 40, 60, 1500, 200), FLEET, OBJECTIVE, 0)
+def overloaded(rate_rps: float = 40.0) -> tuple[Observation, Simulation]:
+    """Eight windows of 5 s, by default under more load than the fleet bears."""
+    simulation = Simulation(poisson(0, rate_rps, 60, 1500, 200), FLEET, OBJECTIVE, 0)
     everything = (tuple(range(3)), tuple(range(64)))
     simulation.allocate([SimCell(PROGRAMS[NAMES["least-requests"]], *everything)])
     simulation.advance(40.0)
@@ -31,9 +32,10 @@ def overloaded() -> tuple[Observation, Simulation]:
 def test_an_observation_reaches_back_and_holds_the_backlog():
     seen, simulation = overloaded()
     all_before = simulation.outcome().select(simulation.trace.arrival_s < 40.0)
-    backlog = unfinished(all_before, 20.0) & (all_before.arrival_s < 20.0)
+    since_s = 40.0 - 5.0 * KEEP_WINDOWS
+    backlog = unfinished(all_before, since_s) & (all_before.arrival_s < since_s)
     assert backlog.sum() > 10
-    assert (seen.trace.arrival_s < 20.0).sum() == backlog.sum()
+    assert (seen.trace.arrival_s < since_s).sum() == backlog.sum()
     assert len(seen.trace) == len(seen.outcome.arrival_s)
     assert seen.trace.arrival_s == pytest.approx(seen.outcome.arrival_s)
 
@@ -56,11 +58,39 @@ def test_a_rehearsal_with_its_backlog_tells_what_really_happened():
     assert abs(known - observed) < 0.5 * abs(unaware - observed)
 
 
-def test_under_more_load_the_better_arm_is_preferred():
+def test_what_stands_in_a_replicas_queue_stays_there_whoever_serves_next():
+    """An arm that would hold requests back cannot take back what another one has sent."""
     seen, _ = overloaded()
-    lean = Rehearsal(seen, 30.0, 35.0, OBJECTIVE, 0).lean(PROGRAMS)
-    assert sum(lean.values()) == pytest.approx(0.0)
-    assert max(abs(v) for v in lean.values()) <= 0.1
+    patient = human("deadline-slack")[0]
+    programs = {patient.id: registry(patient).program(patient.id)}
+    begun = Rehearsal(seen, 30.0, 35.0, OBJECTIVE, 0)
+    elsewhere = replace(
+        seen, outcome=seen.outcome._replace(replica=np.full(len(seen.trace), -1, np.int64))
+    )
+    free = Rehearsal(elsewhere, 30.0, 35.0, OBJECTIVE, 0)
+    (held_up,) = (j.mean_utility() for j in begun.under(programs).values())
+    (unhindered,) = (j.mean_utility() for j in free.under(programs).values())
+    assert held_up < unhindered
+
+
+def test_in_the_long_run_an_arm_is_worth_what_it_makes_of_its_own_backlog():
+    seen, _ = overloaded(20.0)
+    long = Rehearsal(seen, 35.0, 40.0, OBJECTIVE, 0).in_the_long_run(PROGRAMS)
+    best, random = NAMES["least-requests"], NAMES["random"]
+    assert set(long) == set(PROGRAMS)
+    assert long[best] > long[random]
+    # Older windows, when the fleet was still empty, count less.
+    everything = judge(seen.outcome, OBJECTIVE, 10.0, 40.0, 40.0).mean_utility()
+    assert everything is not None
+    assert long[best] < everything
+
+
+def test_under_stress_everybody_does_worse():
+    seen, _ = overloaded(15.0)
+    rehearsal = Rehearsal(seen, 35.0, 40.0, OBJECTIVE, 0)
+    usual = {arm: j.mean_utility() for arm, j in rehearsal.under(PROGRAMS).items()}
+    stressed = rehearsal.under_stress(PROGRAMS)
+    assert all(stressed[arm] < 0.8 * (usual[arm] or 0.0) for arm in PROGRAMS)
 
 
 def test_a_window_without_requests_or_replicas_needs_no_replay():

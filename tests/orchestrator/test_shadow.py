@@ -50,7 +50,7 @@ def told(drive: Drive) -> list[str]:
         (SHED_ALL, "in shadow: it refuses 100% of the requests, least-requests 0%"),
         (FLOOD, "in shadow: it sends 100% of the requests to r0"),
         (STARVE, "in shadow: it starves r0"),
-        (HOLD, "under least-requests"),
+        (HOLD, "in the twin beside least-requests"),
     ],
 )
 def test_what_decides_badly_in_shadow_is_retired_with_the_reason_and_never_serves(source, reason):

@@ -51,6 +51,20 @@ def test_all_arms_below_target_is_a_reason():
     assert consider(Triggers(SETTINGS), 0, regret=None, best=None) is None
 
 
+def test_while_all_is_well_policies_are_bred_for_a_surge_now_and_then():
+    triggers = Triggers(SETTINGS)
+    fired = [consider(triggers, w) for w in range(6 + 60 + 1)]
+    assert [w for w, t in enumerate(fired) if t] == [5, 65]
+    assert all(t.kind == "surge" for t in fired if t)
+    never = Triggers(TriggerSettings(prepare_s=0.0))
+    assert not any(consider(never, w) for w in range(100))
+    empty = Triggers(SETTINGS)
+    assert not any(consider(empty, w, regret=None, best=None) for w in range(100))
+    again = Triggers(SETTINGS)
+    again.restore(triggers.to_dict())
+    assert consider(again, 70) is None
+
+
 def test_one_cycle_at_a_time_then_a_pause():
     triggers = Triggers(SETTINGS)
     triggers.began()

@@ -12,7 +12,8 @@ from autopoiesis.arms.language import verify
 from autopoiesis.synthesis.probe import Probe
 from autopoiesis.synthesis.race import (
     CONFIDENCE,
-    SURGE,
+    SURGE_WINDOWS,
+    SURGES,
     Course,
     OutOfTime,
     future_cells,
@@ -21,6 +22,7 @@ from autopoiesis.synthesis.race import (
     paired_gain,
     race_cells,
     screen_cell,
+    window_cells,
 )
 from autopoiesis.twin.simulation import run_arm
 
@@ -84,10 +86,16 @@ def test_refused_requests_have_no_utility_and_the_warm_up_does_not_count():
 def test_cells_keep_raced_and_held_out_windows_apart():
     brief = uneven_brief()
     raced, held, futures = race_cells(brief), holdout_cells(brief), future_cells(brief)
-    assert {c.window for c in raced} == set(range(len(brief.windows)))
+    recent = set(range(len(brief.windows)))
+    surges = {c.window for c in raced} - recent
+    assert recent < {c.window for c in raced}
+    assert len(surges) == len(SURGES)
     assert not {c.window for c in raced} & {c.window for c in held}
     assert {c.window for c in futures} & {c.window for c in held}
-    assert [c.window for c in raced[: len(brief.windows)]] == list(range(len(brief.windows)))[::-1]
+    assert not {c.window for c in futures} & surges
+    as_it_was = window_cells(brief)
+    assert [c.window for c in as_it_was] == sorted(recent, reverse=True)
+    assert all(cell in race_cells(brief, as_it_was) for cell in as_it_was)
     assert all(len(c.trace) == len(c.counts) for c in [*raced, *held, *futures, screen_cell(brief)])
     again = race_cells(brief)
     assert all(
@@ -96,13 +104,21 @@ def test_cells_keep_raced_and_held_out_windows_apart():
     )
 
 
-def test_every_other_varied_copy_comes_in_a_surge():
+def test_a_race_begins_with_surges_of_the_newest_windows():
     brief = uneven_brief()
-    raced = race_cells(brief)
-    for cell in raced[len(brief.windows) :]:
-        as_it_was_s = brief.windows[cell.window].arrival_s[-1]
-        faster = SURGE if cell.window % 2 else 1.0
-        assert cell.trace.arrival_s[-1] == pytest.approx(as_it_was_s / faster)
+    surges = [c for c in race_cells(brief) if c.window >= len(brief.windows)]
+    assert [race_cells(brief)[at].window >= len(brief.windows) for at in (0, 1, 2)] == [
+        True,
+        False,
+        True,
+    ]
+    newest = brief.windows[-SURGE_WINDOWS:]
+    requests = sum(int(brief.counting(t).sum()) for t in newest)
+    lasted_s = sum(t.arrival_s[-1] - brief.warmup_s for t in newest)
+    for cell, rate in zip(surges, SURGES, strict=True):
+        assert len(cell.trace) == requests
+        assert cell.counts.all()
+        assert cell.trace.arrival_s[-1] == pytest.approx(lasted_s / rate, rel=0.1)
 
 
 def test_the_probe_knows_behaviour_from_text():

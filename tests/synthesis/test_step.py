@@ -124,7 +124,7 @@ def test_parents_come_best_first_with_raced_candidates_among_them():
 
 
 def test_of_two_that_act_alike_the_shorter_is_promoted():
-    unused = "def ceiling(request, replica, fleet):\n    return 300.0\n"
+    unused = "def ceiling(request, replica, fleet):\n    return 30000.0\n"
     row = step(uneven_brief(), Scripted([BY_SPEED + unused, BY_SPEED]))
     assert row.promoted == (verify(BY_SPEED).id,)
     (other,) = (c for c in row.candidates if c.verdict == "rejected")

@@ -388,3 +388,36 @@ def test_the_kernels_neither_keep_nor_drop_references() -> None:
     for t in range(20):
         simulation.advance(float(t))
     assert [sys.getrefcount(a) for a in arrays(simulation._world)] == before
+
+
+def test_a_simulation_can_begin_with_the_backlog_of_another():
+    """What was in the replicas' queues is there again; what comes later fares as it did."""
+    trace, fleet = random_trace(1200, 30.0), [ReplicaSpec(f"r{i}", SMALL) for i in range(2)]
+    whole = [SimCell(LEAST, (0, 1), ALL_SHARDS)]
+    first = Simulation(trace, fleet, SLO, 0)
+    first.allocate(whole)
+    first.advance(20.0)
+    so_far = first.outcome()
+    rows = np.flatnonzero(
+        (trace.arrival_s >= 20.0)
+        | ((so_far.status == Status.PENDING) & (so_far.dispatched_s < 20.0))
+    )
+    first.advance(np.inf)
+    assert (trace.arrival_s[rows] < 20.0).sum() > 10
+    again = trace.select(rows)
+    again = replace(again, arrival_s=again.arrival_s - 20.0)
+    placed = np.where(again.arrival_s < 0.0, so_far.replica[rows], -1)
+    second = Simulation(again, fleet, SLO, 0, placed=placed)
+    second.allocate(whole)
+    second.advance(np.inf)
+    told = second.outcome()
+    backlog = again.arrival_s < 0.0
+    assert (told.replica[backlog] == placed[backlog]).all()
+    assert (told.dispatched_s[backlog] == 0.0).all()
+    later = ~backlog
+    really = first.outcome().select(rows)
+    assert np.median(told.ttft_s[later]) == pytest.approx(np.median(really.ttft_s[later]), rel=0.25)
+    blind = Simulation(again.select(np.flatnonzero(later)), fleet, SLO, 0)
+    blind.allocate(whole)
+    blind.advance(np.inf)
+    assert np.median(blind.outcome().ttft_s) < 0.5 * np.median(really.ttft_s[later])
