@@ -82,6 +82,8 @@ class Settings(BaseModel):
     """Longest time one synthesis cycle may take; None: 20 s, and 120 s where models write."""
     synthesis_cooldown_s: float = Field(60.0, ge=0.0)
     """Shortest time between two synthesis cycles."""
+    synthesis_prepare_s: float = Field(600.0, ge=0.0)
+    """Time without a cycle after which one breeds policies for a surge; 0: never."""
     plan_control: Literal["off", "dry-run", "on"] = "off"
     """Whether slow policies may start and stop replicas: no, only say what they would, or yes."""
     slow_policy: str = "never"
@@ -156,7 +158,9 @@ class Settings(BaseModel):
         return LoopSettings(
             cell_replicas=self.cell_replicas,
             triggers=TriggerSettings(
-                target=self.target_utility, cooldown_s=self.synthesis_cooldown_s
+                target=self.target_utility,
+                cooldown_s=self.synthesis_cooldown_s,
+                prepare_s=self.synthesis_prepare_s,
             ),
         )
 

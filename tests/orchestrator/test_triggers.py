@@ -1,3 +1,4 @@
+from autopoiesis.orchestrator.settings import Settings
 from autopoiesis.orchestrator.triggers import Triggers, TriggerSettings
 
 SETTINGS = TriggerSettings(regret=0.02, target=0.9, windows=3, cooldown_s=60.0, per_hour=4)
@@ -56,7 +57,7 @@ def test_while_all_is_well_policies_are_bred_for_a_surge_now_and_then():
     fired = [consider(triggers, w) for w in range(6 + 60 + 1)]
     assert [w for w, t in enumerate(fired) if t] == [5, 65]
     assert all(t.kind == "surge" for t in fired if t)
-    never = Triggers(TriggerSettings(prepare_s=0.0))
+    never = Triggers(Settings(synthesis_prepare_s=0.0).loop.triggers)
     assert not any(consider(never, w) for w in range(100))
     empty = Triggers(SETTINGS)
     assert not any(consider(empty, w, regret=None, best=None) for w in range(100))
