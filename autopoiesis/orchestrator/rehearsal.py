@@ -50,7 +50,7 @@ class Rehearsal:
     def warm_s(self) -> float:
         """When the warm-up begins."""
         arrival_s = self.seen.trace.arrival_s
-        first_s = float(arrival_s[0]) if len(arrival_s) else self.started_s
+        first_s = min(float(arrival_s[0]), self.started_s) if len(arrival_s) else self.started_s
         return max(self.started_s - WARMUP_WINDOWS * (self.ended_s - self.started_s), first_s)
 
     def requests(self) -> int:

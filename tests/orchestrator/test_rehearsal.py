@@ -73,6 +73,19 @@ def test_what_stands_in_a_replicas_queue_stays_there_whoever_serves_next():
     assert held_up < unhindered
 
 
+def test_the_first_request_of_all_may_come_in_the_middle_of_a_window():
+    trace = poisson(0, 10.0, 10, 1500, 200)
+    trace = replace(trace, arrival_s=trace.arrival_s + 7.0)
+    simulation = Simulation(trace, FLEET, OBJECTIVE, 0)
+    simulation.allocate([SimCell(PROGRAMS[NAMES["random"]], tuple(range(3)), tuple(range(64)))])
+    simulation.advance(10.0)
+    seen = observe(simulation, 1, 5.0, FLEET)
+    rehearsal = Rehearsal(seen, 5.0, 10.0, OBJECTIVE, 0, PROGRAMS[NAMES["random"]])
+    assert rehearsal.warm_s == 5.0
+    assert rehearsal.under(PROGRAMS).keys() == PROGRAMS.keys()
+    assert rehearsal.in_the_long_run(PROGRAMS).keys() == PROGRAMS.keys()
+
+
 def test_in_the_long_run_an_arm_is_worth_what_it_makes_of_its_own_backlog():
     seen, _ = overloaded(20.0)
     long = Rehearsal(seen, 35.0, 40.0, OBJECTIVE, 0).in_the_long_run(PROGRAMS)
