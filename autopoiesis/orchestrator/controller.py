@@ -244,10 +244,10 @@ class Controller:
     async def _close_window(self, started_s: float, ended_s: float) -> None:
         """Settle, write, and hand out the next allocation."""
         window = self._window
-        trace, outcome = observed(
-            self._records.all(), self._open, [m.name for m in self._fleet.members]
-        )
-        seen = Observation(window, started_s, ended_s, trace, outcome, self._fleet.able())
+        able = self._fleet.able()
+        names = [spec.name for spec in able]
+        trace, outcome = observed(self._records.all(), self._open, names)
+        seen = Observation(window, started_s, ended_s, trace, outcome, able)
         async with self._deciding:
             self._take_off_the_faulty(ended_s)
             settled = await asyncio.to_thread(self._loop.settle, seen)

@@ -203,6 +203,8 @@ def _as_of(outcome: Outcome, now_s: float) -> Outcome:
         first_token_s=np.where(outcome.first_token_s > now_s, np.nan, outcome.first_token_s),
         finished_s=np.where(running, np.nan, outcome.finished_s),
         status=np.where(running, Status.PENDING, outcome.status),
+        # Each window has a fleet of its own, so a replica's number means nothing in the next one.
+        replica=np.full(len(outcome.replica), -1, np.int64),
     )
 
 

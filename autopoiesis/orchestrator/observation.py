@@ -22,7 +22,7 @@ class Observation:
     trace: Trace
     """The requests that arrived in the last `loop.KEEP_WINDOWS` windows or were unfinished then."""
     outcome: Outcome
-    """What had come of them at `ended_s`."""
+    """What had come of them at `ended_s`; `replica` counts within `replicas`, -1 for one that is not there."""
     replicas: tuple[ReplicaSpec, ...]
     """The fleet that served, as the twin models it."""
 

@@ -56,6 +56,10 @@ class Simulation:
             raise ValueError(f"scrape_interval_s must be above 0, got {scrape_interval_s}")
         if not patience_s > 0.0:
             raise ValueError(f"patience_s must be above 0, got {patience_s}")
+        if placed is not None and len(placed) and placed.max() >= len(replicas):
+            raise ValueError(
+                f"`placed` names replica {placed.max()}; there are {len(replicas)}, from 0"
+            )
         there = (True,) * len(replicas) if present is None else tuple(present)
         if len(there) != len(replicas):
             raise ValueError(f"`present` tells of {len(there)} replicas; there are {len(replicas)}")

@@ -421,3 +421,11 @@ def test_a_simulation_can_begin_with_the_backlog_of_another():
     blind.allocate(whole)
     blind.advance(np.inf)
     assert np.median(blind.outcome().ttft_s) < 0.5 * np.median(really.ttft_s[later])
+
+
+def test_a_backlog_cannot_be_in_a_replica_that_there_is_not():
+    trace = random_trace(3, 30.0)
+    with pytest.raises(ValueError, match="`placed` names replica 2; there are 2"):
+        Simulation(
+            trace, [ReplicaSpec(f"r{i}", SMALL) for i in range(2)], SLO, 0, placed=np.full(3, 2)
+        )
