@@ -174,7 +174,7 @@ async def test_a_running_instance_corrects_its_twin(tmp_path):
                 ]
 
             stop = asyncio.Event()
-            sending = asyncio.create_task(send_steadily(gateway.url, 12.0, stop.is_set))
+            sending = asyncio.create_task(send_steadily(gateway.url, 16.0, stop.is_set))
             while not (messages := await asyncio.to_thread(fitted)):
                 assert not sending.done()
                 await asyncio.sleep(1.0)
