@@ -153,18 +153,17 @@ class WindowLoop:
         self._now = (seen.window, seen.ended_s)
         now = self._windows.get(seen.window)
         if now is not None:
-            self._end(now, seen)
+            rows = self._end(now, seen)
+            self._foresee(now, seen, rows)
+            self._try_in_shadow(now, seen)
         window = seen.window - 1
         ended = window in self._windows and self._windows[window].ended_s > 0.0
-        if now is not None:
-            self._foresee(now, seen)
-            self._try_in_shadow(now, seen)
         settled = self._settle(window, seen) if ended else None
         self._windows = {w: kept for w, kept in self._windows.items() if w >= window}
         return settled
 
-    def _end(self, now: Remembered, seen: Observation) -> None:
-        """Note what can be said of a window at once: its context, its load, and great harm."""
+    def _end(self, now: Remembered, seen: Observation) -> list[CellRow]:
+        """Note what can be said of a window at once, its context and its load; return its cells."""
         now.started_s, now.ended_s = seen.started_s, seen.ended_s
         latest = judge(seen.outcome, self.objective, seen.started_s, seen.ended_s, seen.ended_s)
         self.latest = seen
@@ -176,6 +175,7 @@ class WindowLoop:
             who = f"; {self._promotion.name(best)} did best in it" if best else ""
             self._say("regime", str(regimes.present), f"a kind of traffic known from before{who}")
         self._load = LOAD_KEEP * self._load + shard_load(latest)
+        return cell_rows(latest, now.allocation)
 
     def _settle(self, window: int, seen: Observation) -> Settled:
         kept = self._windows[window]
@@ -228,13 +228,14 @@ class WindowLoop:
             if arm in predicted
         }
 
-    def _foresee(self, now: Remembered, seen: Observation) -> None:
-        """Let the twin say at once what the window that has just ended means for each arm, and for a split."""
+    def _foresee(self, now: Remembered, seen: Observation, rows: Sequence[CellRow]) -> None:
+        """Let the twin say at once what the window that has just ended means for each arm, and for a split.
+
+        Great harm and great gain in its cells, the `rows`, have their consequences at once, too.
+        """
         word = self._replays.word(now, seen, now.allocation.arms(), self.beliefs.means())
         own = self.correction.own
         said = utilities_of(word)
-        latest = judge(seen.outcome, self.objective, seen.started_s, seen.ended_s, seen.ended_s)
-        rows = cell_rows(latest, now.allocation)
         now.lean = self._replays.lean(now, seen, word)
         worth = {a: u + now.lean.get(a, 0.0) for a, u in said.items()}
         self._promotion.move(self.lifecycle.guard(self.registry.serving(), rows, worth))

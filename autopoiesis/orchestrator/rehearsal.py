@@ -49,9 +49,13 @@ class Rehearsal:
     @property
     def warm_s(self) -> float:
         """When the warm-up begins."""
+        return self._begin(self.started_s - WARMUP_WINDOWS * (self.ended_s - self.started_s))
+
+    def _begin(self, wanted_s: float) -> float:
+        """Return when to begin: as wanted, but not before the first request, and no later than the window."""
         arrival_s = self.seen.trace.arrival_s
-        first_s = min(float(arrival_s[0]), self.started_s) if len(arrival_s) else self.started_s
-        return max(self.started_s - WARMUP_WINDOWS * (self.ended_s - self.started_s), first_s)
+        first_s = float(arrival_s[0]) if len(arrival_s) else self.started_s
+        return max(wanted_s, min(first_s, self.started_s))
 
     def requests(self) -> int:
         """Return how many requests one replay takes; 0 if the window has none or no replica."""
@@ -116,9 +120,7 @@ class Rehearsal:
     def in_the_long_run(self, programs: Mapping[str, Program]) -> dict[str, float]:
         """Return each arm's mean utility had it served alone for `LONG_WINDOWS`, older ones counting less."""
         length_s = self.ended_s - self.started_s
-        arrival_s = self.seen.trace.arrival_s
-        first_s = float(arrival_s[0]) if len(arrival_s) else self.started_s
-        warm_s = max(self.ended_s - LONG_WINDOWS * length_s, first_s)
+        warm_s = self._begin(self.ended_s - LONG_WINDOWS * length_s)
         bounds_s = warm_s, warm_s, self.ended_s, self.ended_s
         judged = replay_each(
             *self._since(warm_s), self.seen.replicas, programs, self.objective, bounds_s, self.seed

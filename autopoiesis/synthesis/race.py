@@ -4,6 +4,7 @@ import math
 import time
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,10 +32,21 @@ before an arm may enter costs more regret than it saves (research on gates: 2.5 
 """
 SCREEN_REQUESTS = 400
 """Requests that count in the short replay of the screen."""
-SURGES = (2.0, 1.0, 1.5, 3.0)
-"""How much faster requests come in a race's surges: what is only bred on what was would be lost when the load rises."""
-FUTURE_SURGES = (1.5, 1.0, 2.5)
-"""The same in perturbed futures."""
+
+
+class Surge(NamedTuple):
+    """More load than there was."""
+
+    rate: float = 1.0
+    """How many times as fast requests come."""
+    prompts: int = 1
+    """How many times as long their prompts are."""
+
+
+SURGES = (Surge(rate=2.0), Surge(prompts=3), Surge(rate=1.5), Surge(rate=3.0))
+"""Those of a race: what is only bred on what was would be lost when the load rises."""
+FUTURE_SURGES = (Surge(rate=1.5), Surge(prompts=3), Surge(rate=2.5))
+"""Those of perturbed futures."""
 SURGE_WINDOWS = 8
 """Windows that a surge is made of, one after the other, so that a backlog builds up."""
 
@@ -187,10 +199,8 @@ class Course:
         self.replays += 1
         if not isinstance(program, Pair):
             return run_arm(cell.trace, self._replicas, program, self._objective, cell.seed)
-        planner, yard = (
-            self._planner(program.slow),
-            self._yards[cell.window if cell.yard < 0 else cell.yard],
-        )
+        planner = self._planner(program.slow)
+        yard = self._yards[cell.window if cell.yard < 0 else cell.yard]
         return serve_planned(
             cell.trace, program.program, planner, yard, self._objective, cell.seed
         ).outcome
@@ -248,22 +258,25 @@ def race_cells(brief: Brief, as_it_was: Sequence[Cell] = ()) -> list[Cell]:
 
 
 def surge_cells(
-    brief: Brief, windows: Sequence[Trace], rates: Sequence[float], rng: np.random.Generator
+    brief: Brief, windows: Sequence[Trace], surges: Sequence[Surge], rng: np.random.Generator
 ) -> list[Cell]:
-    """Return the newest of these windows joined, varied and so many times as fast."""
+    """Return the newest of these windows joined and varied, in each of the surges."""
     joined = splice([t.slice(brief.warmup_s, np.inf) for t in windows[-SURGE_WINDOWS:]], "surge")
-    heavy = replace(joined, input_tokens=joined.input_tokens * 3)
     counts = np.ones(len(joined), np.bool_)
     first = len(brief.windows) + len(brief.holdout)
     return [
         Cell(
-            perturbed(joined if rate > 1.0 else heavy, rng, rate=rate),
+            perturbed(
+                replace(joined, input_tokens=joined.input_tokens * surge.prompts),
+                rng,
+                rate=surge.rate,
+            ),
             counts,
             brief.seed + 31 + i,
             first + i,
             len(brief.windows) - 1,
         )
-        for i, rate in enumerate(rates)
+        for i, surge in enumerate(surges)
     ]
 
 

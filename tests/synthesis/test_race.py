@@ -115,10 +115,12 @@ def test_a_race_begins_with_surges_of_the_newest_windows():
     newest = brief.windows[-SURGE_WINDOWS:]
     requests = sum(int(brief.counting(t).sum()) for t in newest)
     lasted_s = sum(t.arrival_s[-1] - brief.warmup_s for t in newest)
-    for cell, rate in zip(surges, SURGES, strict=True):
+    tokens = sum(int(t.input_tokens[brief.counting(t)].sum()) for t in newest)
+    for cell, surge in zip(surges, SURGES, strict=True):
         assert len(cell.trace) == requests
         assert cell.counts.all()
-        assert cell.trace.arrival_s[-1] == pytest.approx(lasted_s / rate, rel=0.1)
+        assert cell.trace.arrival_s[-1] == pytest.approx(lasted_s / surge.rate, rel=0.1)
+        assert cell.trace.input_tokens.sum() == pytest.approx(tokens * surge.prompts, rel=0.15)
 
 
 def test_the_probe_knows_behaviour_from_text():
