@@ -10,7 +10,7 @@ none, since somebody must serve. Drift gives the quarantined another chance.
 """
 
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -49,10 +49,10 @@ class LifecycleSettings:
     """Share of failed and shed requests above the control's at which it acts."""
     confirm_margin: float = 0.02
     """Loss against the control that a switchback forgives."""
+    trial: Trial = Trial(after=1, pairs=1, pause=10)
+    """While the twin tells what load adds."""
     blind_trial: Trial = Trial(after=3, pairs=2, pause=30)
-    """Without the twin to tell what load adds."""
-    written_trial: Trial = Trial(after=1, pairs=1, pause=10)
-    human_trial: Trial = Trial(after=1, pairs=1, pause=10)
+    """Without the twin."""
     second_chances: int = 2
     """Quarantined arms that a drift brings back."""
     max_serving: int = 32
@@ -159,7 +159,7 @@ class Lifecycle:
                 (earned is not None and utility >= earned)
                 or (worth.get(arm.id, -np.inf) >= rival and utility >= worth[arm.id] - share)
             )
-            if pays and _failed_share(mine) <= share:
+            if pays and _share(mine, lambda row: row.failed) <= share:
                 continue
             if lost - control > share:
                 why = f"{lost:.0%} of its requests failed or were shed, {control:.0%} of the control's"
@@ -280,23 +280,15 @@ class Lifecycle:
         what it expects of the arms: one that is far ahead begins, and goes on if it proves that.
         """
         unconfirmed = self.limits(arms).unconfirmed
-        trials = {
-            a.id: self.settings.blind_trial
-            if not twin
-            else self.settings.human_trial
-            if a.origin is Origin.HUMAN
-            else self.settings.written_trial
-            for a in arms
-            if a.id in unconfirmed
-        }
+        trial = self.settings.trial if twin else self.settings.blind_trial
         rival = max((p for a, p in uncapped.items() if a not in unconfirmed), default=0.0)
         best = max(uncapped, key=lambda a: uncapped[a], default="")
-        wanted = [a for a in trials if a == best and uncapped[a] >= LEAD * rival]
+        wanted = [a for a in unconfirmed if a == best and uncapped[a] >= LEAD * rival]
         self._wanted = {a: self._wanted.get(a, 0) + 1 for a in wanted}
         due = [
             a
             for a, n in self._wanted.items()
-            if n >= trials[a].after and window >= self._not_before.get(a, 0)
+            if n >= trial.after and window >= self._not_before.get(a, 0)
         ]
         if self.switchback is not None or not due or len(arms) < 2:
             return None
@@ -304,7 +296,7 @@ class Lifecycle:
         controls = [a.id for a in arms if a.id in self._confirmed and a.origin is Origin.HUMAN]
         controls = controls or [a.id for a in arms if a.id != arm]
         control = max(controls, key=lambda a: uncapped.get(a, 0.0))
-        pairs = range(trials[arm].pairs)
+        pairs = range(trial.pairs)
         foreseen = foresight or {}
         ahead = foreseen.get(arm, 0.0) - foreseen.get(control, 0.0)
         if ahead > self.settings.harm_margin:  # it goes on until it is known how it began
@@ -313,7 +305,7 @@ class Lifecycle:
             order = [
                 a for _ in pairs for a in ((arm, control) if rng.random() < 0.5 else (control, arm))
             ]
-        self.switchback = Switchback(arm, control, window, tuple(order), trials[arm].pause)
+        self.switchback = Switchback(arm, control, window, tuple(order), trial.pause)
         self._sums = {}
         return self.switchback
 
@@ -400,11 +392,10 @@ def _utility(rows: Sequence[CellRow]) -> float | None:
     return sum(u * n for u, n in known) / requests if requests else None
 
 
-def _failed_share(rows: Sequence[CellRow]) -> float:
+def _share(rows: Sequence[CellRow], lost: Callable[[CellRow], int]) -> float:
     requests = sum(r.requests for r in rows)
-    return sum(r.failed for r in rows) / requests if requests else 0.0
+    return sum(lost(r) for r in rows) / requests if requests else 0.0
 
 
 def _lost_share(rows: Sequence[CellRow]) -> float:
-    requests = sum(r.requests for r in rows)
-    return sum(r.failed + r.shed for r in rows) / requests if requests else 0.0
+    return _share(rows, lambda row: row.failed + row.shed)

@@ -63,8 +63,8 @@ class Promotion:
     ) -> None:
         """Go on with the switchback, if one runs.
 
-        What an arm earned above the twin's word on it evens out load; what the twin then says the arm is
-        worth beside the control, the long run included (`lean`), counts as it would for the draw.
+        What an arm earned above the twin's word on the control evens out load; by how much more it is worth
+        in the long run (`lean`) counts as it does for the draw.
         """
         switchback = self._lifecycle.switchback
         if switchback is None:
@@ -72,9 +72,9 @@ class Promotion:
         arm, control = switchback.arm_of(window) or "", switchback.control_id
         gain, _ = utility.get(arm, (None, 0))
         if gain is not None and twin:
-            both = arm in twin and control in twin
-            worth = {a: twin[a] + lean.get(a, 0.0) for a in (arm, control)} if both else {}
-            gain = gain - twin[arm] + worth[arm] - worth[control] if both else None
+            known = {arm, control} <= twin.keys()
+            ahead = lean.get(arm, 0.0) - lean.get(control, 0.0)
+            gain = gain - twin[control] + ahead if known else None
         if verdict := self._lifecycle.compare(window, gain, levelled=bool(twin)):
             self._say("arm", self.name(switchback.arm_id), verdict)
 

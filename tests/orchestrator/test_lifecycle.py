@@ -131,7 +131,7 @@ def confirm(gain: float, twin: bool = True) -> tuple[Lifecycle, str | None]:
         if begun:
             break
     assert begun is not None
-    trial = LifecycleSettings().written_trial if twin else LifecycleSettings().blind_trial
+    trial = LifecycleSettings().trial if twin else LifecycleSettings().blind_trial
     assert begun.first_window == trial.after - 1
     assert sorted(begun.order) == sorted([LIVE.id, HUMAN.id] * trial.pairs)
     verdict = None
@@ -169,7 +169,7 @@ def test_without_the_twin_a_switchback_comes_later_and_is_longer():
     _, verdict = confirm(+0.05, twin=False)
     assert verdict is not None
     assert verdict.startswith("confirmed")
-    blind, trusted = LifecycleSettings().blind_trial, LifecycleSettings().written_trial
+    blind, trusted = LifecycleSettings().blind_trial, LifecycleSettings().trial
     assert (blind.after, blind.pairs) > (trusted.after, trusted.pairs)
 
 
@@ -180,7 +180,7 @@ def test_a_switchback_that_is_lost_leaves_the_limit_and_pauses():
     assert lifecycle.limits([HUMAN, LIVE]).unconfirmed == {LIVE.id}
     rng = np.random.default_rng(0)
     begun = [lifecycle.want(w, [HUMAN, LIVE], WANTED, True, rng) is not None for w in range(6, 50)]
-    trial = LifecycleSettings().written_trial
+    trial = LifecycleSettings().trial
     assert begun.index(True) + 6 == 2 * trial.pairs + trial.after - 2 + trial.pause
 
 
