@@ -58,9 +58,9 @@ async def soak(folder: Path, seconds: float, rate_rps: float) -> dict[str, Any]:
         await _send(instance.port, seconds, rate_rps, counts)
         for task in (changes, watching):
             task.cancel()
-        restarts = instance.log().count("started again")
+        restarts = [line for line in instance.log().splitlines() if "started again" in line]
     growths = [_growth(name, samples, seconds) for name in samples[-1][1]]
-    _show(growths, counts, seconds, restarts)
+    _show(growths, counts, seconds, len(restarts))
     return {
         "soak_s": seconds,
         "rate_rps": rate_rps,
@@ -68,7 +68,8 @@ async def soak(folder: Path, seconds: float, rate_rps: float) -> dict[str, Any]:
         "late": counts.late,
         "lost": len(counts.lost),
         "why_lost": sorted(set(counts.lost))[:5],
-        "restarts": restarts,
+        "restarts": len(restarts),
+        "why_restarted": sorted(set(restarts))[:5],
         "memory": [asdict(growth) for growth in growths],
     }
 

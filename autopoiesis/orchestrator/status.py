@@ -2,6 +2,7 @@
 
 import time
 from collections import deque
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -26,13 +27,16 @@ RECENT_S = 10.0
 class Status:
     """A picture of now, kept by the controller and read by the control API."""
 
-    def __init__(self, settings: Settings, registry: Registry) -> None:
+    def __init__(
+        self, settings: Settings, registry: Registry, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self.allocation: Allocation | None = None
         self.why = ""
         self.guard_rails = GuardRails()
         self._settings = settings
         self._registry = registry
-        self._started_s = time.monotonic()
+        self._clock = clock
+        self._started_s = clock()
         self._windows: deque[dict[str, Any]] = deque(maxlen=WINDOWS)
         self._events: deque[EventRow] = deque(maxlen=EVENTS)
         self._shares: dict[int, dict[str, float]] = {}
@@ -45,8 +49,9 @@ class Status:
 
     def saw(self, batch: Batch) -> None:
         """Take in what the picker reports."""
-        now_s = time.monotonic()
+        now_s = self._clock()
         self._recent.extend((now_s, record) for record in batch.requests)
+        self._forget(now_s)
         for sample in batch.replicas:
             self._in_flight[sample.replica] = sample.in_flight
 
@@ -108,7 +113,7 @@ class Status:
         """Return everything for `GET /status`."""
         allocation = self.allocation
         return {
-            "uptime_s": time.monotonic() - self._started_s,
+            "uptime_s": self._clock() - self._started_s,
             "window": allocation.window if allocation else None,
             "window_s": self._settings.window_s,
             "objective": self._settings.objective.as_dict(),
@@ -116,7 +121,7 @@ class Status:
             "guard_rails": in_force(
                 self.guard_rails, lambda arm_id: self._registry.get(arm_id).name
             ),
-            "traffic": self._traffic(time.monotonic()),
+            "traffic": self._traffic(self._clock()),
             "windows": list(self._windows),
             "arms": self._arms(),
             "synthesis": {
@@ -127,8 +132,7 @@ class Status:
         }
 
     def _traffic(self, now_s: float) -> dict[str, Any]:
-        while self._recent and self._recent[0][0] < now_s - RECENT_S:
-            self._recent.popleft()
+        self._forget(now_s)
         records = [record for _, record in self._recent]
         ttft = np.array([r.ttft_s for r in records if r.ttft_s is not None], np.float64)
         tpot = np.array([t for r in records if (t := r.tpot_s) is not None], np.float64)
@@ -143,6 +147,10 @@ class Status:
             "tpot_p99_s": percentile(tpot, 99),
             "in_flight": sum(self._in_flight.values()),
         }
+
+    def _forget(self, now_s: float) -> None:
+        while self._recent and self._recent[0][0] < now_s - RECENT_S:
+            self._recent.popleft()
 
     def _arms(self) -> list[dict[str, Any]]:
         shares = self._shares.get(self.allocation.window, {}) if self.allocation else {}
