@@ -203,6 +203,7 @@ def outcome_of(situation: Situation, answers: Sequence[Answer]) -> Outcome:
         finished_s=end_s,
         status=status,
         cached_tokens=np.zeros(n, np.int64),
+        generated_tokens=tokens,
     )
 
 

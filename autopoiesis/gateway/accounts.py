@@ -15,6 +15,7 @@ class Accounts:
     def __init__(self, membership: Membership, clock: Callable[[], float]) -> None:
         self.pace = Pace(membership, clock)
         self._fleet = membership.fleet
+        self._progress = membership.progress
         self._clock = clock
         self._starting: list[tuple[float, int, Flight]] = []
         self._started = 0
@@ -48,6 +49,7 @@ class Accounts:
             return
         now_s = self._clock()
         flight.ttft_s = now_s - flight.arrived_s
+        flight.progress_tokens = self._progress.tokens(flight.replica)
         self.pace.first_token(flight, now_s - flight.dispatched_s)
         self._answered(flight, now_s - flight.dispatched_s)
 

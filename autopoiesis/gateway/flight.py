@@ -47,11 +47,17 @@ class Flight:
     answered: bool = False
     """Its first token was seen, or is taken to be out."""
     ttft_s: float | None = None
+    progress_tokens: float = 0.0
+    """Its replica's `Progress` when its first token came."""
     moved: bool = False
     """Another replica than the one it was sent to answered."""
 
-    def as_open(self, replica: str) -> OpenRequest:
-        """Return what is known of it while it is under way; `replica` is where it was sent."""
+    def as_open(self, replica: str, progress_tokens: float) -> OpenRequest:
+        """Return what is known of it while it is under way.
+
+        `replica` is where it was sent, `progress_tokens` that replica's `Progress` now.
+        """
+        came = round(max(progress_tokens - self.progress_tokens, 0.0))
         return OpenRequest(
             arrived_s=self.arrived_unix_s,
             shard=self.shard,
@@ -62,6 +68,7 @@ class Flight:
             replica=replica,
             first_token_s=None if self.ttft_s is None else self.arrived_unix_s + self.ttft_s,
             cached_tokens=self.cached_tokens,
+            generated_tokens=-1 if self.ttft_s is None or not came else 1 + came,
             blocks=tuple(self.blocks.tolist()),
         )
 

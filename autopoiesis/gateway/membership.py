@@ -12,6 +12,7 @@ from autopoiesis.arms.fleet import FleetState
 from autopoiesis.arms.objective import Objective
 from autopoiesis.arms.prefix import BLOCK_TOKENS, CHARS_PER_TOKEN, forget_oldest, forget_replica
 from autopoiesis.gateway.load_report import LoadReport
+from autopoiesis.gateway.progress import Progress
 from autopoiesis.replicas.kv_events import News
 
 MOST_REPLICAS = 256
@@ -55,6 +56,7 @@ class Membership:
         self.fleet: FleetState = fleet.fleet_state(
             MOST_REPLICAS, objective, PREFIX_SLOTS, BLOCK_TOKENS
         )
+        self.progress = Progress(MOST_REPLICAS, clock)
         self._clock = clock
         self._members: dict[str, Member] = {}
         self._index: dict[str, int] = {}
@@ -97,6 +99,11 @@ class Membership:
         """Take over what a replica says of itself."""
         if name in self._index:
             fleet.report(self.fleet, self._index[name], running, waiting, kv_usage)
+
+    def report_generated(self, name: str, generated_tokens: float, running: float) -> None:
+        """Take over how many tokens a replica says it has generated, for as many sequences as it runs."""
+        if name in self._index:
+            self.progress.reported(self._index[name], generated_tokens, running)
 
     def report_load(self, replica: int, load: LoadReport) -> None:
         """Take over what a replica (-1: none) says of its load in an answer."""
@@ -193,6 +200,7 @@ class Membership:
         self._by_address[member.address], self._addresses[free] = free, member.address
         tokens = self._kv_tokens.get(member.name, member.kv_tokens)
         self._evicted[free] = 0.0
+        self.progress.forget(free)
         fleet.join(self.fleet, free, member.speed, self._prefix_blocks(tokens), self._clock())
 
     def _leave(self, name: str) -> None:

@@ -143,8 +143,9 @@ class Picker:
         waiting = (
             flight for arm_id in self.state.held.arms() for flight in self.state.held.of(arm_id)
         )
+        members = self.state.membership
         return tuple(
-            flight.as_open(self.state.membership.name_of(flight.replica))
+            flight.as_open(members.name_of(flight.replica), members.progress.tokens(flight.replica))
             for flight in (*self.ledger.flights(), *waiting)
         )
 

@@ -150,6 +150,9 @@ class ReplicaWatch:
         self._membership.report(
             name, scrape.running or 0.0, scrape.waiting or 0.0, scrape.kv_usage or 0.0
         )
+        if scrape.generated_tokens_total is not None:
+            running = scrape.running or 0.0
+            self._membership.report_generated(name, scrape.generated_tokens_total, running)
         if scrape.kv_blocks and scrape.block_size:
             self._membership.set_kv_tokens(name, scrape.kv_blocks * scrape.block_size)
 

@@ -1,9 +1,9 @@
 """What came of a window: utility per request, per cell, and the rows that telemetry keeps.
 
 The same code judges the live fleet and the twin. A request belongs to the cell whose shard it
-arrived for. Requests still running when the window settles count with the best utility they can
-still reach, once their first token is out or late: an arm can neither hide its backlog nor is it
-punished for long answers. Those that wait within the objective are censored.
+arrived for. Requests still running when the window settles count once their first token is out or late, as
+if they went on at the pace they have: an arm can neither hide its backlog nor is it punished for
+long answers. Those that wait within the objective are censored.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -24,8 +24,12 @@ BURN_IN = 0.3
 """Share of a window that is dropped at its head in cells whose replicas have changed their arm."""
 
 
-def utilities(outcome: Outcome, objective: Objective, now_s: float) -> tuple[Floats, Mask]:
+def utilities(
+    outcome: Outcome, objective: Objective, now_s: float, pace_s: Floats | None = None
+) -> tuple[Floats, Mask]:
     """Return each request's utility as known at `now_s`, and whether it counts yet.
+
+    `pace_s`, (n,), is the time per token of those that still run, NaN where unknown.
 
     A completed request without a first token's time was not streamed: its whole time is held
     against the time that the objective allows for an answer of its length.
@@ -39,8 +43,28 @@ def utilities(outcome: Outcome, objective: Objective, now_s: float) -> tuple[Flo
     answered = ~np.isnan(outcome.first_token_s)
     waited_s = np.where(answered, outcome.ttft_s, now_s - outcome.arrival_s)
     told = pending & (answered | (waited_s > objective.slo_ttft_s))
-    utility[told] = objective.graded(np.minimum(1.0, objective.slo_ttft_s / waited_s[told]))
+    pace_s = np.full(len(utility), np.nan) if pace_s is None else pace_s
+    utility[told] = objective.utility(waited_s[told], pace_s[told])
     return utility, ~pending | told
+
+
+def paces(outcome: Outcome, since_s: float, now_s: float) -> Floats:
+    """Return the time per token after the first of requests that still run at `now_s`, (n,); NaN where unknown.
+
+    Where nobody has counted a stream's tokens it is that of its replica's answers that ended after `since_s`,
+    or of the whole fleet's where there is none.
+    """
+    o = outcome
+    took_s, tokens = o.finished_s - o.first_token_s, o.output_tokens - 1
+    told = (o.finished_s >= since_s) & (tokens > 0) & ~np.isnan(took_s)
+    columns = o.replica[told] + 1, int(o.replica.max(initial=-1)) + 2
+    spent_s = np.bincount(columns[0], took_s[told], columns[1])
+    came = np.bincount(columns[0], tokens[told], columns[1])
+    with np.errstate(divide="ignore", invalid="ignore"):
+        everywhere = spent_s.sum() / came.sum()
+        usual = np.where(came > 0, spent_s / came, everywhere)[o.replica + 1]
+        own = (now_s - o.first_token_s) / (o.generated_tokens - 1)
+    return np.where(o.generated_tokens > 1, own, usual)
 
 
 def met(outcome: Outcome, objective: Objective) -> Mask:
@@ -90,8 +114,10 @@ def judge(
 
     `fresh_shards`, (SHARDS,), marks the shards whose cells drop their burn-in.
     """
-    window = outcome.select((outcome.arrival_s >= started_s) & (outcome.arrival_s < ended_s))
-    utility, counts = utilities(window, objective, now_s)
+    mine = (outcome.arrival_s >= started_s) & (outcome.arrival_s < ended_s)
+    window = outcome.select(mine)
+    pace_s = paces(outcome, now_s - (ended_s - started_s), now_s)
+    utility, counts = utilities(window, objective, now_s, pace_s[mine])
     if fresh_shards is not None:
         head = window.arrival_s < started_s + BURN_IN * (ended_s - started_s)
         counts &= ~(head & fresh_shards[window.shard])

@@ -22,6 +22,7 @@ _NAMES: dict[str, tuple[bytes, ...]] = {
     ),
     "prefix_hits_total": (b"vllm:prefix_cache_hits_total", b"vllm:gpu_prefix_cache_hits_total"),
     "preemptions_total": (b"vllm:num_preemptions_total",),
+    "generated_tokens_total": (b"vllm:generation_tokens_total",),
 }
 """Field → the metric's name now, then older ones."""
 _CACHE = b"vllm:cache_config_info"
@@ -39,6 +40,7 @@ class Scrape:
     prefix_queries_total: float | None = None
     prefix_hits_total: float | None = None
     preemptions_total: float | None = None
+    generated_tokens_total: float | None = None
     kv_blocks: int | None = None
     block_size: int | None = None
 
@@ -64,6 +66,7 @@ def parse_metrics(text: bytes) -> Scrape:
         prefix_queries_total=sums["prefix_queries_total"],
         prefix_hits_total=sums["prefix_hits_total"],
         preemptions_total=sums["preemptions_total"],
+        generated_tokens_total=sums["generated_tokens_total"],
         kv_blocks=sum(blocks) if blocks else None,
         block_size=sizes[0] if sizes else None,
     )

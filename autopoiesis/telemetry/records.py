@@ -79,6 +79,8 @@ class OpenRequest:
     first_token_s: float | None = None
     """When its first token came."""
     cached_tokens: int = 0
+    generated_tokens: int = -1
+    """Tokens that have come so far, by its replica's pace; -1 where nobody knows."""
     blocks: tuple[int, ...] = ()
 
 

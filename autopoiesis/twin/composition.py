@@ -26,6 +26,18 @@ def splice(parts: Sequence[Trace], name: str) -> Trace:
     return _in_order_of_arrival(moved, name, "splice")
 
 
+def going_on(trace: Trace, since_s: float, until_s: float, times: int) -> Trace:
+    """Return what arrives before `until_s`, and after it what arrives from `since_s` on, again and again.
+
+    Sessions and prefix blocks keep their ids.
+    """
+    past = trace.until(until_s)
+    again = past.select(np.flatnonzero(past.arrival_s >= since_s))
+    every_s = until_s - since_s
+    later = [replace(again, arrival_s=again.arrival_s + i * every_s) for i in range(1, times + 1)]
+    return _in_order_of_arrival([past, *later], trace.name, "go on with")
+
+
 def superpose(parts: Sequence[Trace], name: str) -> Trace:
     """Merge traces that run at the same time, by arrival; requests that tie keep the parts' order.
 

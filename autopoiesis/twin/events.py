@@ -54,6 +54,7 @@ from autopoiesis.twin.scheduler import (
     submit,
     used_blocks,
 )
+from autopoiesis.twin.scheduler import count_generated as _count_generated
 
 HELD_LIMIT = 1024
 """Requests that one group may hold; beyond it they are shed."""
@@ -526,6 +527,12 @@ def run(w: World, until_s: float) -> None:
     where a Python policy failed.
     """
     _run(w, until_s)
+
+
+@entry
+def count_generated(w: World, counts: NDArray[np.int64]) -> None:
+    """Set the tokens of each request that have come so far, (requests,)."""
+    _count_generated(w.engines, w.ledger.replica, w.clock_s[NOW], counts)
 
 
 @entry

@@ -45,6 +45,8 @@ class Outcome(NamedTuple):
     """Values of `Status`."""
     cached_tokens: Ints
     """Prompt tokens that the replica had cached."""
+    generated_tokens: Ints
+    """Tokens that have come so far; -1 where nobody has counted yet."""
 
     @property
     def ttft_s(self) -> Floats:

@@ -111,6 +111,7 @@ def observed(
         finished_s=_floats([row.finished_s for row in rows]),
         status=_ints([row.status for row in rows]),
         cached_tokens=_ints([row.cached_tokens for row in rows]),
+        generated_tokens=_ints([row.generated_tokens for row in rows]),
     )
     return trace, outcome
 
@@ -131,6 +132,7 @@ class _Row(NamedTuple):
     finished_s: float
     status: int
     cached_tokens: int
+    generated_tokens: int
 
 
 def _of_record(r: RequestRecord, index: dict[str, int], usual: int) -> _Row:
@@ -155,6 +157,7 @@ def _of_record(r: RequestRecord, index: dict[str, int], usual: int) -> _Row:
         finished_s=r.arrived_s + max(r.e2e_s, r.ttft_s or 0.0) if completed else nan,
         status=_CODES[r.status],
         cached_tokens=r.cached_tokens,
+        generated_tokens=r.output_tokens,
     )
 
 
@@ -175,6 +178,7 @@ def _of_open(u: OpenRequest, index: dict[str, int], usual: int) -> _Row:
         finished_s=float("nan"),
         status=Ending.PENDING,
         cached_tokens=u.cached_tokens,
+        generated_tokens=u.generated_tokens,
     )
 
 

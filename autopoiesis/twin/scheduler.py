@@ -641,6 +641,22 @@ def used_blocks(e: Engines, r: int, now_s: float) -> int:
 
 
 @kernel
+def count_generated(
+    e: Engines, replica: NDArray[np.int64], now_s: float, counts: NDArray[np.int64]
+) -> None:
+    """Set the tokens that each sequence has let out, (sequences,), at that time within the planned steps."""
+    for slot in range(len(counts)):
+        row = e.slots[slot]
+        counts[slot] = row[GENERATED]
+        r = replica[slot]
+        if row[PLACE] == DECODES and r >= 0 and e.counts[r, EACH] == 0:
+            ticks = e.counts[r, TICK]
+            if e.counts[r, STEPS] > 1:
+                ticks += steps_until(e, r, now_s) - 1
+            counts[slot] = row[COMPUTED] + ticks - row[INPUT] + 1
+
+
+@kernel
 def _emit(e: Engines, count: int, slot: int, bits: int) -> int:
     e.events[count, 0], e.events[count, 1] = slot, bits
     return count + 1

@@ -16,7 +16,7 @@ from autopoiesis.twin.capacity import CapacityChange, ReplicaSpec, ReplicaState
 from autopoiesis.twin.cells import SimCell, check, groups, pool, python_functions
 from autopoiesis.twin.events import Ledger, Traffic, World
 from autopoiesis.twin.lifecycle import Lifecycle
-from autopoiesis.twin.outcome import Outcome
+from autopoiesis.twin.outcome import Outcome, Status
 from autopoiesis.twin.python_policy import Functions, PythonPolicy
 from autopoiesis.twin.trace import Trace
 
@@ -218,8 +218,15 @@ class Simulation:
             finished_s=w.ledger.finished_s.copy(),
             status=w.ledger.status.copy(),
             cached_tokens=np.maximum(w.engines.slots[:, scheduler.CACHED], 0),
+            generated_tokens=self._generated(),
         )
         return self._with_client_overhead(outcome) if client_side else outcome
+
+    def _generated(self) -> NDArray[np.int64]:
+        counts = np.zeros(len(self.trace), np.int64)
+        events.count_generated(self._world, counts)
+        done = self._world.ledger.status == Status.COMPLETED
+        return np.where(done, self._world.traffic.output_tokens, counts)
 
     def _with_client_overhead(self, outcome: Outcome) -> Outcome:
         overheads = [r.profile.client for r in self.replicas]

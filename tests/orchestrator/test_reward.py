@@ -15,6 +15,8 @@ from autopoiesis.orchestrator.reward import (
     window_row,
 )
 from autopoiesis.telemetry.records import OpenRequest, RequestRecord, Status
+from autopoiesis.twin.outcome import Outcome
+from autopoiesis.twin.outcome import Status as Ending
 from autopoiesis.twin.recorded import observed
 from autopoiesis.twin.simulation import run_arm
 
@@ -156,3 +158,30 @@ def test_an_empty_window_has_rows_without_values():
     assert row.utility is None
     assert row.ttft_p50_s is None
     assert np.all(shard_load(judged) == 0.0)
+
+
+def test_a_stream_under_way_counts_as_if_it_went_on_at_its_pace():
+    """Half of the objective's pace is late, whether its tokens are counted or told by its replica's others."""
+    slow_s = 2.0 * OBJECTIVE.slo_tpot_s
+    ended, counted, uncounted, elsewhere = 0, 1, 2, 3
+    outcome = Outcome(
+        arrival_s=np.zeros(4),
+        input_tokens=np.full(4, 100),
+        output_tokens=np.full(4, 101),
+        shard=np.zeros(4, np.int64),
+        cell=np.zeros(4, np.int64),
+        replica=np.array([0, 1, 0, 2]),
+        dispatched_s=np.zeros(4),
+        first_token_s=np.full(4, 0.1),
+        finished_s=np.array([0.1 + 100 * slow_s, np.nan, np.nan, np.nan]),
+        status=np.array([Ending.COMPLETED, Ending.PENDING, Ending.PENDING, Ending.PENDING]),
+        cached_tokens=np.zeros(4, np.int64),
+        generated_tokens=np.array([101, 51, -1, 1001]),
+    )
+    now_s = 0.1 + 100 * slow_s
+    told = judge(outcome, OBJECTIVE, 0.0, now_s, now_s)
+    assert told.counts.all()
+    late = OBJECTIVE.graded(np.array([0.5]))[0]
+    assert told.utility[[ended, uncounted]] == pytest.approx(late)
+    assert told.utility[counted] == pytest.approx(OBJECTIVE.graded(np.array([0.25]))[0])
+    assert told.utility[elsewhere] == 1.0

@@ -33,6 +33,8 @@ vllm:prefix_cache_queries_total{engine="0",model_name="m"} 1.5e+06
 vllm:prefix_cache_queries_created{engine="0",model_name="m"} 1.76e+09
 vllm:prefix_cache_hits_total{engine="0",model_name="m"} 896.0 1700000000000
 vllm:num_preemptions_total{engine="0",model_name="m"} 38.0
+vllm:generation_tokens_total{engine="0",model_name="m"} 120.0
+vllm:generation_tokens_total{engine="1",model_name="m"} 1.0
 vllm:external_prefix_cache_hits_total{engine="0",model_name="m"} 5.0
 vllm:cache_config_info{block_size="128",cache_dtype="auto",num_cpu_blocks="None",num_gpu_blocks="512",engine="0"} 1.0
 vllm:cache_config_info{block_size="128",cache_dtype="auto",num_cpu_blocks="None",num_gpu_blocks="500",engine="1"} 1.0
@@ -47,6 +49,7 @@ def test_current_vllm_is_understood_and_summed_over_engines() -> None:
         896,
         38,
     )
+    assert told.generated_tokens_total == 121
     assert (told.kv_blocks, told.block_size) == (1012, 128)
     assert told.missing == ()
 
@@ -59,7 +62,14 @@ def test_older_names_are_understood() -> None:
     )
     assert (told.kv_usage, told.prefix_queries_total, told.prefix_hits_total) == (0.5, 10, 4)
     assert told.running is None
-    assert told.missing == ("running", "waiting", "preemptions_total", "kv_blocks", "block_size")
+    assert told.missing == (
+        "running",
+        "waiting",
+        "preemptions_total",
+        "generated_tokens_total",
+        "kv_blocks",
+        "block_size",
+    )
 
 
 @pytest.mark.parametrize(
@@ -79,7 +89,7 @@ def test_nonsense_is_missing_not_zero(text: bytes) -> None:
     told = parse_metrics(text)
     assert told.running is None
     assert told.kv_blocks is None
-    assert len(told.missing) == 8
+    assert len(told.missing) == 9
 
 
 @given(

@@ -429,3 +429,22 @@ def test_a_backlog_cannot_be_in_a_replica_that_there_is_not():
         Simulation(
             trace, [ReplicaSpec(f"r{i}", SMALL) for i in range(2)], SLO, 0, placed=np.full(3, 2)
         )
+
+
+def test_the_tokens_of_a_running_stream_are_counted_at_any_moment():
+    """Whatever runs of steps the engine has planned: one token after the other, and all of them in the end."""
+    trace = random_trace(200, 12.0, 3)
+    simulation = Simulation(trace, [ReplicaSpec(name, SMALL) for name in "ab"], SLO, 0)
+    simulation.allocate([SimCell(LEAST, (0, 1), ALL_SHARDS)])
+    before = np.zeros(len(trace), np.int64)
+    for at_s in np.arange(0.5, 20.0, 0.173):
+        simulation.advance(float(at_s))
+        seen = simulation.outcome()
+        assert np.all(seen.generated_tokens >= before)
+        assert np.all((seen.generated_tokens > 0) == (seen.first_token_s <= at_s))
+        running = (seen.generated_tokens > 1) & (seen.status == Status.PENDING)
+        pace_s = (at_s - seen.first_token_s[running]) / (seen.generated_tokens[running] - 1)
+        assert np.all(pace_s < 0.2)
+        before = seen.generated_tokens
+    simulation.advance(np.inf)
+    assert np.array_equal(simulation.outcome().generated_tokens, trace.output_tokens)
