@@ -29,7 +29,8 @@ class TriggerSettings:
     """Shortest time from the end of one cycle to the next trigger."""
     per_hour: int = 30
     prepare_s: float = 600.0
-    """Time without a cycle after which one prepares for a surge; 0: never."""
+    """Longest time without a cycle until one prepares for a surge, at once where there have been twice as many
+    windows as at the last; 0: never."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +62,9 @@ class Triggers:
         self._quiet_until_s = float("-inf")
         self._fired_s: list[float] = []
         self._windows = 0
-        """Windows with requests so far, up to `ENOUGH_WINDOWS`."""
+        self._bred_on = 0
+        """How many there were when the last cycle was asked for."""
+        """Windows with requests so far."""
 
     def consider(
         self,
@@ -80,7 +83,7 @@ class Triggers:
         if regret_low is not None:
             self._regretted = self._regretted + 1 if regret_low > s.regret else 0
         if best is not None:
-            self._windows = min(self._windows + 1, ENOUGH_WINDOWS)
+            self._windows += 1
             self._below = self._below + 1 if best < s.target else 0
         if drifted and not self._drifted:
             self._drifted_since = window
@@ -108,7 +111,9 @@ class Triggers:
     def _unprepared(self, at_s: float) -> bool:
         after_s = self.settings.prepare_s
         last_s = max(self._fired_s, default=float("-inf"))
-        return after_s > 0.0 and self._windows >= ENOUGH_WINDOWS and at_s - last_s >= after_s
+        if after_s <= 0.0 or self._windows < ENOUGH_WINDOWS:
+            return False
+        return at_s - last_s >= after_s or self._windows >= 2 * self._bred_on
 
     def capacity_changed(self, window: int, what: str) -> None:
         """Note in a line that the fleet has changed in this window; the next one that may fires."""
@@ -124,6 +129,7 @@ class Triggers:
 
     def _fire(self, kind: str, window: int, at_s: float, why: str, since: int) -> Trigger:
         self._regretted = self._below = 0
+        self._bred_on = self._windows
         self._drifted = []
         self._fired_s.append(at_s)
         self._quiet_until_s = at_s + self.settings.cooldown_s
@@ -154,6 +160,7 @@ class Triggers:
             "quiet_until_s": max(self._quiet_until_s, 0.0),
             "fired_s": list(self._fired_s),
             "windows": self._windows,
+            "bred_on": self._bred_on,
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
@@ -166,3 +173,4 @@ class Triggers:
         self._quiet_until_s = state["quiet_until_s"]
         self._fired_s = list(state["fired_s"])
         self._windows = state.get("windows", 0)
+        self._bred_on = state.get("bred_on", self._windows)

@@ -288,10 +288,12 @@ class Gates:
         return Elite(policy_id, source, gains, behaviour, self._brief.asked_s)
 
     def complementary(self, candidates: Sequence[Candidate]) -> list[Candidate]:
-        """Order candidates by what each adds, window by window, to the best incumbent and those before."""
+        """Order candidates by what each adds, replay by replay, to the best incumbent and those before."""
         if not candidates:
             return []
-        table = np.array([self.elite(c).gains for c in candidates])
+        table = np.array(
+            [[self.gain(*c.runnable, [cell]).mean for cell in self.race_on] for c in candidates]
+        )
         return [candidates[i] for i in by_complement(table, np.zeros(table.shape[1]))]
 
     def distinct(self, finishers: Sequence[Candidate]) -> list[Candidate]:

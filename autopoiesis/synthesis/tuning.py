@@ -21,11 +21,11 @@ from autopoiesis.arms.literals import with_literals
 from autopoiesis.arms.slow import SlowPolicy
 from autopoiesis.synthesis.race import Cell, Course, OutOfTime, Pair
 
-SPREAD = 0.5
+SPREAD = 1.0
 """First standard deviation of a number's logarithm: two thirds of the tries scale it by 0.6 to 1.65."""
 REACH = 4.0
 """Largest change of a number's logarithm: 55 times as large or as small."""
-SHARED_CELLS = 3
+SHARED_CELLS = 2
 """Replays per try in a generation. All of it run the same ones; the next generation runs others."""
 MOST_REPLAYS = 600
 """Most replays that the tuning of one policy may take."""

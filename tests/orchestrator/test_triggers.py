@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 from autopoiesis.orchestrator.settings import Settings
 from autopoiesis.orchestrator.triggers import Triggers, TriggerSettings
 
@@ -53,17 +55,20 @@ def test_all_arms_below_target_is_a_reason():
 
 
 def test_while_all_is_well_policies_are_bred_for_a_surge_now_and_then():
-    triggers = Triggers(SETTINGS)
-    fired = [consider(triggers, w) for w in range(6 + 60 + 1)]
-    assert [w for w, t in enumerate(fired) if t] == [5, 65]
+    settings = replace(SETTINGS, per_hour=30)
+    triggers = Triggers(settings)
+    fired = [consider(triggers, w) for w in range(220)]
+    # Whenever twice as much is known, and every ten minutes.
+    assert [w for w, t in enumerate(fired) if t] == [5, 11, 23, 47, 95, 155, 215]
     assert all(t.kind == "surge" for t in fired if t)
     never = Triggers(Settings(synthesis_prepare_s=0.0).loop.triggers)
     assert not any(consider(never, w) for w in range(100))
     empty = Triggers(SETTINGS)
     assert not any(consider(empty, w, regret=None, best=None) for w in range(100))
-    again = Triggers(SETTINGS)
+    again = Triggers(settings)
     again.restore(triggers.to_dict())
-    assert consider(again, 70) is None
+    assert consider(again, 220) is None
+    assert consider(again, 275) is not None
 
 
 def test_one_cycle_at_a_time_then_a_pause():
