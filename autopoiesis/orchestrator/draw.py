@@ -80,8 +80,8 @@ class Draw:
         self._lifecycle.settle_baseline(arms, uncapped)
         limits = self._lifecycle.limits(arms)
         if limits.unconfirmed and now.rails == GuardRails():
-            foresight = self._beliefs.foresight
-            self._lifecycle.want(now.window, arms, uncapped, now.trust > 0.0, rng, foresight)
+            told = self._beliefs.foresight, self._beliefs.means()
+            self._lifecycle.want(now.window, arms, uncapped, now.trust > 0.0, rng, *told)
         switchback = self._lifecycle.switchback
         tried = switchback.arm_of(now.window) if switchback else None
         if tried or now.rails.only:

@@ -135,7 +135,11 @@ class Lifecycle:
         return least if least and windows[least] < self.settings.canary_windows else None
 
     def guard(
-        self, arms: Sequence[Arm], rows: Sequence[CellRow], twin: Mapping[str, float] | None = None
+        self,
+        arms: Sequence[Arm],
+        rows: Sequence[CellRow],
+        twin: Mapping[str, float] | None = None,
+        said: Mapping[str, float] | None = None,
     ) -> list[Move]:
         """Return the arms to take out at once, by counters of a window that has just ended.
 
@@ -147,6 +151,7 @@ class Lifecycle:
         beside = [r for r in rows if r.arm_id in human]
         control = _lost_share(beside)
         earned, worth = _utility(beside), dict(twin or {})
+        expected = said or worth
         rival = max((u for a, u in worth.items() if a in human), default=np.inf)
         share = self.settings.guard_share
         moves: list[Move] = []
@@ -157,7 +162,10 @@ class Lifecycle:
             lost, utility = _lost_share(mine), _utility(mine)
             pays = utility is not None and (
                 (earned is not None and utility >= earned)
-                or (worth.get(arm.id, -np.inf) >= rival and utility >= worth[arm.id] - share)
+                or (
+                    worth.get(arm.id, -np.inf) >= rival
+                    and utility >= expected.get(arm.id, np.inf) - share
+                )
             )
             if pays and _share(mine, lambda row: row.failed) <= share:
                 continue
@@ -258,6 +266,10 @@ class Lifecycle:
 
     # --- confirmation -------------------------------------------------------------------------
 
+    def is_confirmed(self, arm_id: str) -> bool:
+        """Tell whether a switchback of the whole fleet has confirmed the arm."""
+        return arm_id in self._confirmed
+
     def withdraw(self, arm_id: str) -> bool:
         """Confirm an arm no longer; tell whether it was."""
         was = arm_id in self._confirmed
@@ -272,14 +284,27 @@ class Lifecycle:
         twin: bool,
         rng: np.random.Generator,
         foresight: Mapping[str, float] | None = None,
+        earning: Mapping[str, float] | None = None,
     ) -> Switchback | None:
         """Begin a switchback from `window` on for an arm that the bandit wants more of, if any.
 
         `uncapped` are the probabilities that the bandit would give without limits; the control is the
         likeliest human arm that may have the fleet. `twin` tells whether its word evens out load, `foresight`
-        what it expects of the arms: one that is far ahead begins, and goes on if it proves that.
+        what it expects of the arms: one that is far ahead begins, and goes on if it proves that. Canaries
+        and arms that have failed are tried, too, if more is to be gained than the control is `earning`, which is all
+        there is to lose.
         """
-        unconfirmed = self.limits(arms).unconfirmed
+        limits = self.limits(arms)
+        foreseen = foresight or {}
+
+        def ahead(arm_id: str, control_id: str) -> float:
+            return foreseen.get(arm_id, 0.0) - foreseen.get(control_id, 0.0)
+
+        human = [a.id for a in arms if a.id in self._confirmed and a.origin is Origin.HUMAN]
+        likeliest = max(human, key=lambda a: uncapped.get(a, 0.0), default="")
+        at_stake = max((earning or {}).get(likeliest, np.inf), self.settings.harm_margin)
+        bets = {a for a in limits.arms() if ahead(a, likeliest) > at_stake}
+        unconfirmed = limits.unconfirmed | bets
         trial = self.settings.trial if twin else self.settings.blind_trial
         rival = max((p for a, p in uncapped.items() if a not in unconfirmed), default=0.0)
         best = max(uncapped, key=lambda a: uncapped[a], default="")
@@ -288,18 +313,17 @@ class Lifecycle:
         due = [
             a
             for a, n in self._wanted.items()
-            if n >= trial.after and window >= self._not_before.get(a, 0)
+            if n >= trial.after and (a in bets or window >= self._not_before.get(a, 0))
         ]
         if self.switchback is not None or not due or len(arms) < 2:
             return None
         arm = max(due, key=lambda a: uncapped[a])
-        controls = [a.id for a in arms if a.id in self._confirmed and a.origin is Origin.HUMAN]
-        controls = controls or [a.id for a in arms if a.id != arm]
-        control = max(controls, key=lambda a: uncapped.get(a, 0.0))
+        others = [a.id for a in arms if a.id != arm]
+        control = likeliest or max(others, key=lambda a: uncapped.get(a, 0.0))
         pairs = range(trial.pairs)
-        foreseen = foresight or {}
-        ahead = foreseen.get(arm, 0.0) - foreseen.get(control, 0.0)
-        if ahead > self.settings.harm_margin:  # it goes on until it is known how it began
+        if (
+            ahead(arm, control) > self.settings.harm_margin
+        ):  # it goes on until it is known how it began
             order = [a for _ in pairs for a in (arm, control) for _ in range(SETTLES_AFTER)]
         else:
             order = [

@@ -30,9 +30,9 @@ from autopoiesis.orchestrator.lifecycle import Lifecycle, LifecycleSettings
 from autopoiesis.orchestrator.observation import Observation
 from autopoiesis.orchestrator.promotion import Promotion
 from autopoiesis.orchestrator.rails import eligible, in_force
-from autopoiesis.orchestrator.rehearsal import LONG_WINDOWS, WARMUP_WINDOWS
+from autopoiesis.orchestrator.rehearsal import LONG_WARM_UP, LONG_WINDOWS, WARMUP_WINDOWS
 from autopoiesis.orchestrator.remembered import Remembered
-from autopoiesis.orchestrator.replays import Replays, utilities_of
+from autopoiesis.orchestrator.replays import Replays, lean_of, utilities_of
 from autopoiesis.orchestrator.reputation import reputation
 from autopoiesis.orchestrator.reward import (
     cell_rows,
@@ -57,7 +57,7 @@ from autopoiesis.twin.simulation import ReplicaSpec
 
 VERSION = 1
 """Of the saved state; another version starts afresh."""
-KEEP_WINDOWS = max(LONG_WINDOWS, WARMUP_WINDOWS + 2)
+KEEP_WINDOWS = max(LONG_WINDOWS + LONG_WARM_UP, WARMUP_WINDOWS + 2)
 """Windows of requests that an observation must reach back."""
 REPUTATION_WEIGHT = 4.0
 """Observations that an arm's reputation is worth until the first window has ended."""
@@ -192,7 +192,8 @@ class WindowLoop:
         estimates = self.correction.learn(values, played) if values else {}
         trust, weight = (self.correction.trust, self.correction.weight) if estimates else (0.0, 0.0)
         charges, self._charges = self._charges, {}
-        lean = kept.lean | {a: kept.lean.get(a, 0.0) - cost for a, cost in charges.items()}
+        lean = lean_of(kept.worth, values)
+        lean |= {a: lean.get(a, 0.0) - cost for a, cost in charges.items()}
         residual = self.beliefs.learn(
             rows, kept.vector, kept.context, estimates, lean, trust, weight
         )
@@ -236,13 +237,14 @@ class WindowLoop:
         word = self._replays.word(now, seen, now.allocation.arms(), self.beliefs.means())
         own = self.correction.own
         said = utilities_of(word)
-        now.lean = self._replays.lean(now, seen, word)
-        worth = {a: u + now.lean.get(a, 0.0) for a, u in said.items()}
-        self._promotion.move(self.lifecycle.guard(self.registry.serving(), rows, worth))
+        worth = now.worth = self._replays.worth(now, seen, word) if said else {}
+        lean = lean_of(worth, said)
+        self._promotion.move(self.lifecycle.guard(self.registry.serving(), rows, worth, said))
         self._promotion.move(self.lifecycle.excelling(self.registry.serving(), rows, worth))
         values = {a: u + own(a) for a, u in said.items()}
         mean = float(np.mean([*values.values()])) if values else 0.0
-        self.beliefs.foresight = {a: u - mean + now.lean.get(a, 0.0) for a, u in values.items()}
+        if values:  # what was foreseen stands until there are requests again
+            self.beliefs.foresight = {a: u - mean + lean.get(a, 0.0) for a, u in values.items()}
         self.beliefs.foresight_weight = FORESIGHT * self.correction.trust
         cost = self._replays.split_cost(now, seen, now.allocation, word)
         if cost is not None:

@@ -76,7 +76,10 @@ class Promotion:
             ahead = lean.get(arm, 0.0) - lean.get(control, 0.0)
             gain = gain - twin[control] + ahead if known else None
         if verdict := self._lifecycle.compare(window, gain, levelled=bool(twin)):
-            self._say("arm", self.name(switchback.arm_id), verdict)
+            tried = self._registry.get(switchback.arm_id)
+            self._say("arm", tried.name, verdict)
+            if tried.state is State.CANARY and self._lifecycle.is_confirmed(tried.id):
+                self.move([Move(tried.id, State.LIVE, verdict)])
 
     def unmask(self, own: Mapping[str, float]) -> None:
         """Confirm arms no longer that earn far less than the twin says of them, by `own`."""

@@ -17,6 +17,7 @@ from autopoiesis.arms.objective import Objective
 from autopoiesis.orchestrator.observation import Observation, unfinished
 from autopoiesis.orchestrator.rerun import replay_each, replay_under
 from autopoiesis.orchestrator.reward import Judged
+from autopoiesis.twin.composition import going_on
 from autopoiesis.twin.simulation import SimCell
 from autopoiesis.twin.trace import Trace
 
@@ -26,12 +27,16 @@ WARMUP_WINDOWS = 2
 """Windows that are replayed before the one that counts."""
 STRESS = 2.0
 """Speed of the rehearsal under more load."""
-STRESS_WEIGHT = 0.1
+STRESS_WEIGHT = 0.05
 """Weight of its differences between arms."""
 LONG_WINDOWS = 6
 """Windows over which is told what an arm makes of the traffic when its own backlog is all there is."""
 LONG_KEEP = 0.8
 """What is left of an older window's say in that."""
+LONG_WARM_UP = 3
+"""Windows before those, in which caches fill."""
+GOES_ON = 3
+"""Times that the newest window's traffic comes again in that; all but the last time count."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,21 +117,37 @@ class Rehearsal:
     def _bounds_s(self) -> tuple[float, float, float, float]:
         return self.warm_s, self.started_s, self.ended_s, self.seen.ended_s
 
-    def under_stress(self, programs: Mapping[str, Program]) -> dict[str, float]:
-        """Return each arm's mean utility of the window's requests under more load."""
-        stressed = self.under(programs, STRESS)
-        return {a: u for a, j in stressed.items() if (u := j.mean_utility()) is not None}
+    def in_the_long_run(
+        self, programs: Mapping[str, Program], speed: float = 1.0
+    ) -> dict[str, float]:
+        """Return each arm's mean utility had it served alone for `LONG_WINDOWS`, and if it went on like that.
 
-    def in_the_long_run(self, programs: Mapping[str, Program]) -> dict[str, float]:
-        """Return each arm's mean utility had it served alone for `LONG_WINDOWS`, older ones counting less."""
+        The newest window's traffic comes again `GOES_ON` times, so that what runs now ends under the load that
+        there is. With a `speed` all requests come that many times as fast. Older windows count less.
+        """
         length_s = self.ended_s - self.started_s
-        warm_s = self._begin(self.ended_s - LONG_WINDOWS * length_s)
-        bounds_s = warm_s, warm_s, self.ended_s, self.ended_s
+        began_s = self._begin(self.ended_s - LONG_WINDOWS * length_s)
+        warm_s = self._begin(self.ended_s - (LONG_WINDOWS + LONG_WARM_UP) * length_s)
+        past, queued = self._since(warm_s)
+        trace = going_on(past, self.started_s, self.ended_s, GOES_ON)
+        placed = np.full(len(trace), -1)
+        known = min(len(queued), len(past.until(self.ended_s)))
+        placed[:known] = queued[:known]
+        counted_s = self.ended_s + (GOES_ON - 1) * length_s
         judged = replay_each(
-            *self._since(warm_s), self.seen.replicas, programs, self.objective, bounds_s, self.seed
+            trace,
+            placed,
+            self.seen.replicas,
+            programs,
+            self.objective,
+            (warm_s, began_s, counted_s, self.ended_s + GOES_ON * length_s),
+            self.seed,
+            speed,
         )
         return {
-            arm: u for arm, j in judged.items() if (u := _recent_utility(j, length_s)) is not None
+            arm: u
+            for arm, j in judged.items()
+            if (u := _recent_utility(j, length_s / speed, GOES_ON - 1)) is not None
         }
 
 
@@ -135,9 +156,10 @@ def _unlike(program: Program, number: int) -> Program:
     return program._replace(registers=np.append(program.registers, float(number)))
 
 
-def _recent_utility(judged: Judged, window_s: float) -> float | None:
-    age = np.floor((judged.ended_s - judged.outcome.arrival_s) / window_s)
-    weights = np.where(judged.counts, LONG_KEEP**age, 0.0)
+def _recent_utility(judged: Judged, window_s: float, newest: int) -> float | None:
+    """Return the mean utility; the last `newest` windows count in full, each before them less."""
+    age = np.floor((judged.ended_s - judged.outcome.arrival_s) / window_s) - newest
+    weights = np.where(judged.counts, LONG_KEEP ** np.maximum(age, 0.0), 0.0)
     return float(np.average(judged.utility, weights=weights)) if weights.any() else None
 
 

@@ -24,8 +24,8 @@ class Remembered:
     """What it turned out to be like."""
     before: str = ""
     """The arm that led the window before; empty if there was none."""
-    lean: dict[str, float] = field(default_factory=dict[str, float])
-    """By how much each arm is worth more than this window alone says of it."""
+    worth: dict[str, float] = field(default_factory=dict[str, float])
+    """Utility of each arm in the long run, as told when the window ended."""
 
     def to_plain(self) -> dict[str, Any]:
         """Return it as JSON has it."""
@@ -37,7 +37,7 @@ class Remembered:
             "bounds_s": [self.started_s, self.ended_s],
             "context": self.context,
             "before": self.before,
-            "lean": self.lean,
+            "worth": self.worth,
         }
 
     @classmethod
@@ -53,5 +53,5 @@ class Remembered:
             ended_s,
             plain["context"],
             plain.get("before", ""),
-            plain.get("lean", {}),
+            plain.get("worth", {}),
         )

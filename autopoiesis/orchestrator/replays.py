@@ -12,7 +12,7 @@ from autopoiesis.arms.arm import State
 from autopoiesis.arms.objective import Objective
 from autopoiesis.arms.registry import Registry
 from autopoiesis.orchestrator.observation import Observation
-from autopoiesis.orchestrator.rehearsal import STRESS_WEIGHT, Rehearsal, affordable
+from autopoiesis.orchestrator.rehearsal import STRESS, STRESS_WEIGHT, Rehearsal, affordable
 from autopoiesis.orchestrator.remembered import Remembered
 from autopoiesis.orchestrator.reward import Judged
 
@@ -30,6 +30,13 @@ Word = dict[str, Judged]
 def utilities_of(word: Word) -> dict[str, float]:
     """Return each arm's mean utility, where any request counts."""
     return {arm: u for arm, judged in word.items() if (u := judged.mean_utility()) is not None}
+
+
+def lean_of(worth: Mapping[str, float], values: Mapping[str, float]) -> dict[str, float]:
+    """Return by how much each arm is worth more than its value in a window, all against the arms' mean."""
+    told = [arm for arm in values if arm in worth]
+    more = np.array([worth[arm] - values[arm] for arm in told])
+    return dict(zip(told, (more - more.mean()).tolist(), strict=True)) if told else {}
 
 
 class Replays:
@@ -62,21 +69,19 @@ class Replays:
         programs = {arm: self._registry.program(arm) for arm in arms}
         return rehearsal.under(programs)
 
-    def lean(self, of: Remembered, seen: Observation, word: Word) -> dict[str, float]:
-        """Return by how much each arm is worth more than the window says of it, all against the arms' mean.
+    def worth(self, of: Remembered, seen: Observation, arms: Collection[str]) -> dict[str, float]:
+        """Return each arm's utility in the long run; where that is equal, more load decides.
 
-        What counts is what an arm makes of the traffic in the long run: a window begins with the backlog of
-        whoever served before, and ends before an arm's own is felt. Where that is equal, more load decides.
+        A window begins with the backlog of whoever served before, and ends before an arm's own is felt.
         """
         rehearsal = self._rehearsal(of, seen)
-        programs = {arm: self._registry.program(arm) for arm in word}
-        now, long = utilities_of(word), rehearsal.in_the_long_run(programs)
-        stressed = rehearsal.under_stress(programs)
-        told = [arm for arm in now if arm in long and arm in stressed]
-        if not told:
-            return {}
-        worth = np.array([long[a] - now[a] + STRESS_WEIGHT * stressed[a] for a in told])
-        return dict(zip(told, (worth - worth.mean()).tolist(), strict=True))
+        programs = {arm: self._registry.program(arm) for arm in arms}
+        long = rehearsal.in_the_long_run(programs)
+        stressed = rehearsal.in_the_long_run(programs, STRESS)
+        usual = float(np.mean([*stressed.values()])) if stressed else 0.0
+        return {
+            a: u + STRESS_WEIGHT * (stressed[a] - usual) for a, u in long.items() if a in stressed
+        }
 
     def split_cost(
         self, of: Remembered, seen: Observation, cells: Allocation, word: Word

@@ -177,7 +177,7 @@ def test_an_arm_that_sheds_everything_is_taken_out_after_its_first_window():
 def test_a_good_newcomer_rises_from_canary_to_the_whole_fleet():
     good = written(LEAST_REQUESTS_BUT_ELSEWHERE, "newcomer")
     arms = registry(*human("random"), good)
-    drive = Drive(arms, poisson(4, 26, 200, 1200, 150))
+    drive = Drive(arms, poisson(4, 24, 200, 1200, 150))
     drive.loop.welcome(good.id, None, 0.05, 10.0)
     drive.run(38)
     share = drive.share(good.id)
