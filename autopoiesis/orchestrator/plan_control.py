@@ -39,6 +39,9 @@ from autopoiesis.orchestrator.plan_features import (
 from autopoiesis.orchestrator.plan_terms import Outcome, Planner, PlanSettings, Stepped
 from autopoiesis.telemetry.records import EventRow, PlanRow, Reconfiguration, WindowRow
 
+PATIENCE = 3.0
+"""How many times as long as it usually takes a start and a drain may take."""
+
 
 @dataclass(slots=True)
 class _Running:
@@ -55,6 +58,10 @@ class _Running:
     """Replica-seconds so far in which a replica was there and served nobody."""
     seen_s: float = 0.0
     """Up to when these are counted."""
+    moved: tuple[int, int] = (0, 0)
+    """Steps that were left and replicas that were on the move when anything happened last."""
+    moved_s: float = 0.0
+    """When that was."""
     fault: str = ""
     """Why the rest of its steps is not taken, empty while they are."""
 
@@ -157,7 +164,7 @@ class PlanControl:
         if outcome is Outcome.BEGUN and proposed is not None:
             steps = deque(self._steps(plan, proposed, fleet))
             self._running = _Running(
-                arm_id, proposed, window, now_s, spent_s, cpu_s, steps, seen_s=now_s
+                arm_id, proposed, window, now_s, spent_s, cpu_s, steps, seen_s=now_s, moved_s=now_s
             )
             self._begin_steps(self._running, now_s)
         row = PlanRow(window, *word, now_s, spent_s, cpu_s)
@@ -241,7 +248,9 @@ class PlanControl:
         running.idle_s, running.seen_s = running.idle_s + idle_s, now_s
         charge = idle_s / max(lasted_s * len(there), 1e-9)
         self._learn_durations(slots, now_s)
-        late = now_s - running.decided_s > self.settings.patience_windows * window_s
+        if running.moved != (moved := (len(running.steps), len(moving))):
+            running.moved, running.moved_s = moved, now_s
+        late = now_s - running.moved_s > self._patience_s(window_s)
         if not late and (running.steps or moving):
             return Stepped(arm_id=running.arm_id, charge=charge)
         done = not running.steps and not moving
@@ -266,6 +275,11 @@ class PlanControl:
         self.history.windows_since, self.history.changed_s = 0, now_s
         event = EventRow(now_s, "plan", running.window, running.arm_id, said)
         return Stepped((row,), (event,), running.arm_id, charge)
+
+    def _patience_s(self, window_s: float) -> float:
+        """Return how long nothing may happen: some windows, and by far longer than a start has taken."""
+        usual_s = self.durations.start_s + self.durations.drain_s
+        return max(self.settings.patience_windows * window_s, PATIENCE * usual_s)
 
     def _learn_durations(self, slots: Sequence[Slot], now_s: float) -> None:
         """Take what starts really took for what the next ones will take."""
@@ -296,6 +310,7 @@ class PlanControl:
                 "steps": [[step.action, *step.kind] for step in running.steps],
                 "numbers": [running.window, running.decided_s, running.scheduling_s, running.cpu_s],
                 "idle": [running.idle_s, running.seen_s],
+                "moved": [*running.moved, running.moved_s],
                 "fault": running.fault,
             },
         }
@@ -314,9 +329,10 @@ class PlanControl:
             steps = deque(Step(Action(action), Kind(*kind)) for action, *kind in kept["steps"])
             window, decided_s, scheduling_s, cpu_s = kept["numbers"]
             idle_s, seen_s = kept["idle"]
+            *moved, moved_s = kept.get("moved", (0, 0, decided_s))
             self._running = _Running(
                 kept["arm_id"], plan_from_kinds(kinds), window, decided_s, scheduling_s, cpu_s,
-                steps, idle_s, seen_s, kept.get("fault", ""),
+                steps, idle_s, seen_s, (moved[0], moved[1]), moved_s, kept.get("fault", ""),
             )  # fmt: skip
 
 

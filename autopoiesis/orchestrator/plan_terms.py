@@ -71,6 +71,6 @@ class PlanSettings:
     pause_windows: int = 3
     """Windows after a plan was carried out in which no policy is asked."""
     patience_windows: int = 60
-    """Windows after which a plan that is not carried out yet is given up."""
+    """Windows without anything happening after which a plan is given up, if starts are not known to take longer."""
     at_once: int = 1 << 16
     """Replicas that may start or drain at the same time."""

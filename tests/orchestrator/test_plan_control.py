@@ -183,8 +183,33 @@ def test_the_same_word_is_written_once():
 def test_a_plan_that_never_comes_up_is_given_up_and_serving_goes_on():
     places = Places(ready=2, off=1)
     plans = control(places, wants(3), patience_windows=3)
+    plans.durations = Durations(load_s=5.0, drain_s=0.0)
     rows = [row for window in range(8) for row in stepped(plans, window).rows]
     assert [r.outcome for r in rows[:2]] == [Outcome.BEGUN, Outcome.GIVEN_UP]
+
+
+def test_a_plan_is_waited_for_as_long_as_starts_are_known_to_take():
+    places = Places(ready=2, off=1)
+    plans = control(places, wants(3), patience_windows=3)
+    plans.durations = Durations(load_s=60.0, drain_s=0.0)
+    rows = [row for window in range(12) for row in stepped(plans, window).rows]
+    assert [r.outcome for r in rows] == [Outcome.BEGUN]
+    again = control(places, wants(3), patience_windows=3)
+    again.restore(plans.to_dict())
+    rows = [row for window in range(12, 24) for row in stepped(again, window).rows]
+    assert [r.outcome for r in rows[:1]] == [Outcome.GIVEN_UP]
+
+
+def test_a_plan_whose_replicas_come_up_one_after_the_other_is_not_given_up_meanwhile():
+    places = Places(ready=1, off=3)
+    plans = control(places, wants(4), patience_windows=3, at_once=1)
+    plans.durations = Durations(load_s=5.0, drain_s=0.0)
+    rows = list(stepped(plans, 0).rows)
+    for window in range(1, 10):
+        if window % 3 == 0:
+            places.standings[places.standings.index(Standing.STARTING)] = Standing.READY
+        rows += stepped(plans, window).rows
+    assert [r.outcome for r in rows[:2]] == [Outcome.BEGUN, Outcome.APPLIED]
 
 
 def test_a_lost_replica_is_told_to_the_policy_and_can_be_given_up():
