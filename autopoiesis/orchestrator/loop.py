@@ -78,8 +78,8 @@ class LoopSettings:
     cell_replicas: int = 2
     twin: bool = True
     """Whether windows are replayed in the twin under every arm."""
-    replayed_requests: int = 100_000
-    """Most requests that the twin simulates per window."""
+    replayed_requests: int = 200_000
+    """Most requests that the twin simulates per window: about a second of CPU."""
     regimes: bool = True
     """Whether kinds of traffic are remembered."""
     bandit: BanditSettings = field(default_factory=BanditSettings)

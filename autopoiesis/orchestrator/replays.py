@@ -16,11 +16,9 @@ from autopoiesis.orchestrator.rehearsal import STRESS, STRESS_WEIGHT, Rehearsal,
 from autopoiesis.orchestrator.remembered import Remembered
 from autopoiesis.orchestrator.reward import Judged
 
-REHEARSALS = 5
-"""Replays per arm and window: when it has ended and when it settles, under stress, and a long one, worth two."""
-
-
-SHADOW_REPLAYS = 3
+REHEARSALS = 9
+"""Replays per arm and window: when it has ended and when it settles, and two long ones, each worth three and a half."""
+SHADOW_REPLAYS = 5
 """The same per arm in shadow: a window, and a long one."""
 
 Word = dict[str, Judged]
