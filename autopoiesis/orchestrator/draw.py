@@ -79,7 +79,7 @@ class Draw:
         uncapped = self._drawn(now, arms, cells, None)
         self._lifecycle.settle_baseline(arms, uncapped)
         limits = self._lifecycle.limits(arms)
-        if limits.unconfirmed and now.rails == GuardRails():
+        if limits.arms() and now.rails == GuardRails():
             told = self._beliefs.foresight, self._beliefs.means()
             self._lifecycle.want(now.window, arms, uncapped, now.trust > 0.0, rng, *told)
         switchback = self._lifecycle.switchback

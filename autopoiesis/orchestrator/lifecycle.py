@@ -145,7 +145,7 @@ class Lifecycle:
 
         Who refuses requests and earns no less than people's arms do is spared: refusing in time what would
         be late is what serves the others. `twin` is what each arm is worth in the long run, which a window
-        that begins a surge does not show; it counts for an arm that earns about what the twin says of it.
+        that begins a surge does not show; it counts for an arm that earned about what is `said` of it in this window.
         """
         human = {a.id for a in arms if a.origin is Origin.HUMAN}
         beside = [r for r in rows if r.arm_id in human]
@@ -321,9 +321,8 @@ class Lifecycle:
         others = [a.id for a in arms if a.id != arm]
         control = likeliest or max(others, key=lambda a: uncapped.get(a, 0.0))
         pairs = range(trial.pairs)
-        if (
-            ahead(arm, control) > self.settings.harm_margin
-        ):  # it goes on until it is known how it began
+        if ahead(arm, control) > self.settings.harm_margin:
+            # It goes on until it is known how it began.
             order = [a for _ in pairs for a in (arm, control) for _ in range(SETTLES_AFTER)]
         else:
             order = [

@@ -1,8 +1,10 @@
 import numpy as np
-from traffic import SHED_ALL, human, written
+import pytest
+from traffic import SHED_ALL, human, registry, written
 
 from autopoiesis.arms.arm import State
-from autopoiesis.orchestrator.lifecycle import Lifecycle, LifecycleSettings
+from autopoiesis.orchestrator.lifecycle import Lifecycle, LifecycleSettings, Switchback
+from autopoiesis.orchestrator.promotion import Promotion
 from autopoiesis.telemetry.records import CellRow
 
 HUMAN = human("least-requests")[0]
@@ -40,6 +42,10 @@ def test_an_arm_that_refuses_and_earns_no_less_is_spared():
     alone = [row(NEW.id, 50, 25, utility=0.5)]
     assert guard([HUMAN, NEW], alone, {HUMAN.id: 0.2, NEW.id: 0.5}) == []
     assert guard([HUMAN, NEW], alone, {HUMAN.id: 0.9, NEW.id: 0.5}) != []
+    # In a window of a burst it cannot earn what it is worth, only what the twin says of that window.
+    burst = [row(NEW.id, 50, 30, utility=0.1)]
+    assert guard([HUMAN, NEW], burst, {HUMAN.id: 0.2, NEW.id: 0.5}) != []
+    assert guard([HUMAN, NEW], burst, {HUMAN.id: 0.2, NEW.id: 0.5}, {NEW.id: 0.2}) == []
     # Failing is not refusing.
     assert guard([HUMAN, NEW], [late, row(NEW.id, 50, 0, utility=0.5, failed=25)]) != []
 
@@ -165,6 +171,33 @@ def test_an_arm_far_above_what_the_twin_says_of_the_control_is_confirmed_by_its_
     assert lifecycle.limits([HUMAN, LIVE]).arms() == frozenset()
 
 
+PROMISED = {LIVE.id: 0.4, HUMAN.id: -0.1}
+
+
+def test_a_canary_is_tried_by_the_whole_fleet_if_more_is_promised_than_can_be_lost():
+    def begun(earning: float) -> Switchback | None:
+        rng = np.random.default_rng(0)
+        control = {HUMAN.id: earning}
+        return settled_on_human().want(0, [HUMAN, NEW], WANTED, True, rng, PROMISED, control)
+
+    assert begun(0.9) is None
+    trial = begun(0.3)
+    assert trial is not None
+    assert trial.order[0] == NEW.id
+
+
+def test_a_canary_that_is_confirmed_is_live():
+    arms = registry(HUMAN, NEW)
+    lifecycle = settled_on_human()
+    rng, nothing = np.random.default_rng(0), {HUMAN.id: 0.0}
+    said: list[str] = []
+    promotion = Promotion(arms, lifecycle, lambda _kind, _who, what: said.append(what))
+    assert lifecycle.want(0, [HUMAN, NEW], WANTED, True, rng, PROMISED, nothing) is not None
+    promotion.compare(0, {NEW.id: (0.5, 50)}, {HUMAN.id: 0.1, NEW.id: 0.5}, {})
+    assert arms.get(NEW.id).state is State.LIVE
+    assert said[0].startswith("confirmed")
+
+
 def test_without_the_twin_a_switchback_comes_later_and_is_longer():
     _, verdict = confirm(+0.05, twin=False)
     assert verdict is not None
@@ -182,6 +215,14 @@ def test_a_switchback_that_is_lost_leaves_the_limit_and_pauses():
     begun = [lifecycle.want(w, [HUMAN, LIVE], WANTED, True, rng) is not None for w in range(6, 50)]
     trial = LifecycleSettings().trial
     assert begun.index(True) + 6 == 2 * trial.pairs + trial.after - 2 + trial.pause
+
+
+@pytest.mark.parametrize(("earning", "again"), [(0.9, False), (0.05, True)])
+def test_the_pause_after_a_lost_one_ends_where_nothing_is_to_be_lost(earning, again):
+    lifecycle, _ = confirm(-0.2)
+    rng, control = np.random.default_rng(0), {HUMAN.id: earning}
+    begun = lifecycle.want(6, [HUMAN, LIVE], WANTED, True, rng, PROMISED, control)
+    assert (begun is not None) is again
 
 
 def test_a_human_arm_needs_a_switchback_too_but_for_the_first_that_leads():
