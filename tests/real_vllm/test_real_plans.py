@@ -54,6 +54,6 @@ def test_plans_scale_in_and_out_with_other_limits_and_no_request_fails(planned):
     ]
     for plan in rows(planned, applied):
         assert all(plan[cost] > 0.0 for cost in ("scheduling_s", "stale_s", "idle_replica_s"))
-    actions = "select action from reconfigurations where error = '' and began_s > (select min(decided_s) from plans)"
+    actions = "select action from reconfigurations where error = '' and began_s > (select min(created_s) from plans)"
     wait_until(lambda: len(rows(planned, actions)) >= 4, 30)
     assert sorted(r["action"] for r in rows(planned, actions)) == ["start", "start", "stop", "stop"]
