@@ -1,5 +1,6 @@
 """The live page in a real browser, on a real controller over a real store."""
 
+import re
 import shutil
 import time
 
@@ -111,7 +112,11 @@ def test_a_window_that_closes_appears_by_itself(open_page):
 
 
 def newest_window(page):
-    return int(page.locator("#instance").text_content().split()[1])
+    shown = page.locator("#instance")
+    expect(shown).to_contain_text(
+        re.compile(r"window \d+"), timeout=PATIENCE_MS
+    )  # the page is live before its data
+    return int(shown.text_content().split()[1])
 
 
 def test_arrow_keys_read_single_windows(open_page):
