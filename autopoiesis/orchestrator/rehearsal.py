@@ -26,7 +26,7 @@ Ints = NDArray[np.int64]
 WARMUP_WINDOWS = 2
 """Windows that are replayed before the one that counts."""
 STRESS = 2.0
-"""Speed of the rehearsal under more load."""
+"""Speed of the long run under more load."""
 STRESS_WEIGHT = 0.05
 """Weight of its differences between arms."""
 LONG_WINDOWS = 6
@@ -85,8 +85,8 @@ class Rehearsal:
         trace = replace(trace, output_tokens=np.maximum(tokens, 1).astype(np.int64))
         return trace, np.where(outcome.dispatched_s < warm_s, outcome.replica, -1)
 
-    def under(self, programs: Mapping[str, Program], speed: float = 1.0) -> dict[str, Judged]:
-        """Return the window's requests as each arm serves them, with `speed` times the load."""
+    def under(self, programs: Mapping[str, Program]) -> dict[str, Judged]:
+        """Return the window's requests as each arm serves them."""
         return replay_each(
             *self._replayed,
             self.seen.replicas,
@@ -94,8 +94,7 @@ class Rehearsal:
             self.objective,
             self._bounds_s,
             self.seed,
-            speed,
-            self.before,
+            before=self.before,
         )
 
     def split(

@@ -62,9 +62,9 @@ class Triggers:
         self._quiet_until_s = float("-inf")
         self._fired_s: list[float] = []
         self._windows = 0
+        """Windows with requests so far."""
         self._bred_on = 0
         """How many there were when the last cycle was asked for."""
-        """Windows with requests so far."""
 
     def consider(
         self,
