@@ -38,6 +38,7 @@ from autopoiesis.replicas.fleet import free_ports
 START_S = 900.0
 BACK_S = 600.0
 COMMAND = [sys.executable, "-m", "autopoiesis"]
+PROGRESS = Console(stderr=True)
 SETTLE_S = 3.0
 LOOK_S = 0.05
 """How often Envoy's counters are read."""
@@ -61,6 +62,7 @@ class Clients:
     url: str
     model: str
     tokens: int
+    pause_s: float
     answers: list[Answered] = field(default_factory=list)
     why_lost: set[str] = field(default_factory=set)
 
@@ -91,6 +93,7 @@ class Clients:
             ended_s = time.time()
             ttft_s = (first_s or ended_s) - began_s
             self.answers.append(Answered(began_s, ttft_s, ended_s - began_s, how))
+            await asyncio.sleep(self.pause_s)
 
     def between(self, from_s: float, to_s: float) -> list[Answered]:
         """Return what was asked in a stretch of time, or was under way at its beginning."""
@@ -254,13 +257,18 @@ async def measure(instance: Instance, options: argparse.Namespace) -> Figures:
     timeout = aiohttp.ClientTimeout(total=120)
     connector = aiohttp.TCPConnector(limit=0)
     async with aiohttp.ClientSession(timeout=timeout, connector=connector) as session:
-        clients = Clients(instance.url, await instance.ready(session), options.tokens)
+        model = await instance.ready(session)
+        clients = Clients(instance.url, model, options.tokens, options.pause)
         await instance.all_ready(session)
+        PROGRESS.log("all replicas serve")
         in_vain = InVain()
         asking = [asyncio.create_task(clients.ask(session, i)) for i in range(options.clients)]
         watching = asyncio.create_task(instance.watch(in_vain))
         await asyncio.sleep(options.rest)
-        kills = [await kill_one(instance, session, i) for i in range(options.kills)]
+        kills: list[tuple[str, float, float]] = []
+        for index in range(options.kills):
+            kills.append(await kill_one(instance, session, index))
+            PROGRESS.log(f"kill {index + 1} of {options.kills}: back after {kills[-1][2]:.0f} s")
 
         calm_s = time.time()
         await asyncio.sleep(options.rest)
@@ -346,6 +354,7 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--clients", type=int, default=16)
     parser.add_argument("--tokens", type=int, default=32, help="length of an answer")
+    parser.add_argument("--pause", type=float, default=0.0, help="seconds between two requests of a client")
     parser.add_argument("--rest", type=float, default=10.0, help="undisturbed seconds in between")
     parser.add_argument("--max-num-seqs", type=int, default=64, help="what the restart sets")
     parser.add_argument("--vllm", metavar="MODEL", default="")

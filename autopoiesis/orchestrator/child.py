@@ -55,9 +55,15 @@ class Child:
         running = self._process is not None and self._process.returncode is None
         return self._process.pid if running and self._process else None
 
-    def change(self, argv: Sequence[str], environment: Mapping[str, str] | None = None) -> None:
-        """Run this from the next start on."""
+    def change(
+        self,
+        argv: Sequence[str],
+        environment: Mapping[str, str] | None = None,
+        cores: Sequence[int] = (),
+    ) -> None:
+        """Run this from the next start on, on these cores if any are named (Linux)."""
         self._argv = list(argv)
+        self._cores = tuple(cores)
         self._environment = {**os.environ, **(environment or {})}
 
     async def start(self) -> None:
@@ -101,8 +107,15 @@ class Child:
                 stderr=log,
                 env=self._environment,
                 start_new_session=True,
-                preexec_fn=die_with_parent,
+                preexec_fn=self._begin,
             )
+
+    def _begin(self) -> None:
+        """Run in the new process, before it becomes the program."""
+        die_with_parent()
+        if self._cores and sys.platform == "linux":
+            with suppress(OSError):  # cores that are gone by now: any will do
+                os.sched_setaffinity(0, self._cores)
 
     async def _keep(self) -> None:
         clock = asyncio.get_running_loop().time

@@ -102,7 +102,7 @@ class LocalReplica:
             command = self.command(self.member)
         except PlacementError as error:
             raise ReplicaFailedError(str(error)) from None
-        self.child.change(command.argv, command.environment)
+        self.child.change(command.argv, command.environment, command.cores)
         with suppress(OSError):
             self.log_from = self.child.log.stat().st_size
         try:

@@ -32,6 +32,8 @@ class Place:
     """Variables that keep vLLM there."""
     gpus: tuple[int, ...] = ()
     """Indexes of its GPUs; none where it runs on cores."""
+    cores: tuple[int, ...] = ()
+    """Its cores, where it has no GPU."""
 
 
 def gpus() -> tuple[Gpu, ...]:
@@ -141,9 +143,13 @@ def _on_gpus(indexes: Sequence[int]) -> Place:
 
 
 def _on_cores(cores: Sequence[int]) -> Place:
-    """Bind a replica's threads: left alone, every vLLM on a CPU binds itself to core 0."""
+    """Bind a replica's threads: left alone, every vLLM on a CPU binds itself to core 0.
+
+    Its processes are to be started there as well: Intel's OpenMP, when it is loaded, moves itself to each core
+    that it may use, and behind the busy threads of another replica it has been seen to wait for minutes.
+    """
     listed = ",".join(map(str, cores))
-    return Place(f"core {listed}", {"VLLM_CPU_OMP_THREADS_BIND": listed})
+    return Place(f"core {listed}", {"VLLM_CPU_OMP_THREADS_BIND": listed}, cores=tuple(cores))
 
 
 def _split(cores: Sequence[int], replicas: int, ranks_each: int) -> list[Sequence[int]]:

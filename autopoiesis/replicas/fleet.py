@@ -134,6 +134,8 @@ class Command:
     argv: list[str]
     environment: dict[str, str]
     """Variables on top of the parent's."""
+    cores: tuple[int, ...] = ()
+    """Cores that all of its processes keep to; none where any will do."""
 
 
 def simulated_command(member: Member, seed: int = 0, model: str | None = None) -> Command:

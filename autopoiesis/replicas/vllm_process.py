@@ -166,7 +166,7 @@ class Vllm:
             events = {"enable_kv_cache_events": True, "publisher": "zmq"}
             argv += [KV_EVENTS, json.dumps({**events, "endpoint": member.kv_events})]
         awake = {DEV_MODE: "1"} if self.can_sleep else {}
-        return Command(argv, {**_LOOPBACK, **place.environment, **awake})
+        return Command(argv, {**_LOOPBACK, **place.environment, **awake}, place.cores)
 
     def why_it_failed(self, log: str) -> str:
         """Return the cause of a failed start in one sentence, from what the server logged."""

@@ -1,6 +1,7 @@
-"""A child's log stays bounded while it runs."""
+"""A child keeps to its cores, and its log stays bounded while it runs."""
 
 import asyncio
+import os
 import sys
 from pathlib import Path
 
@@ -33,3 +34,20 @@ async def test_the_log_of_a_talkative_child_is_set_aside_as_it_runs(
         assert talking.restarts == 0
     finally:
         await talking.stop(5.0)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only there can a process be kept to cores")
+async def test_a_child_and_what_it_starts_keep_to_the_cores_that_it_was_given(tmp_path: Path):
+    core = max(os.sched_getaffinity(0))
+    tell = "import os; print(os.sched_getaffinity(0), flush=True)"
+    script = f"import subprocess, sys, time; subprocess.run([sys.executable, '-c', {tell!r}]); time.sleep(60)"
+    kept = Child("kept", [], log := tmp_path / "kept.log")
+    kept.change([sys.executable, "-c", script], cores=[core])
+    await kept.start()
+    try:
+        async with asyncio.timeout(30):
+            while not log.exists() or not log.read_text().endswith("\n"):
+                await asyncio.sleep(0.02)
+        assert log.read_text() == f"{{{core}}}\n"
+    finally:
+        await kept.stop(5.0)

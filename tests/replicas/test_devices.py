@@ -39,8 +39,9 @@ def test_too_few_gpus_for_tensor_parallel_replicas():
     ],
 )
 def test_without_gpus_replicas_are_bound_to_cores(replicas, cores, expected):
-    bound = [p.environment["VLLM_CPU_OMP_THREADS_BIND"] for p in places(replicas, 1, [], cores)]
-    assert expected == bound
+    placed = places(replicas, 1, [], cores)
+    assert [p.environment["VLLM_CPU_OMP_THREADS_BIND"] for p in placed] == expected
+    assert [",".join(map(str, p.cores)) for p in placed] == expected
 
 
 def test_tensor_parallelism_needs_gpus():
