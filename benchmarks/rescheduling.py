@@ -354,7 +354,9 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--clients", type=int, default=16)
     parser.add_argument("--tokens", type=int, default=32, help="length of an answer")
-    parser.add_argument("--pause", type=float, default=0.0, help="seconds between two requests of a client")
+    parser.add_argument(
+        "--pause", type=float, default=0.0, help="seconds between two requests of a client"
+    )
     parser.add_argument("--rest", type=float, default=10.0, help="undisturbed seconds in between")
     parser.add_argument("--max-num-seqs", type=int, default=64, help="what the restart sets")
     parser.add_argument("--vllm", metavar="MODEL", default="")

@@ -197,14 +197,26 @@ class LinearThompson:
         at = [self.arms.index(a) for a in names]
         mean, sd = (v[at] for v in self.predict(context))
         mean = mean - np.array([(charges or {}).get(a, 0.0) for a in names])
-        if sample:
-            samples = mean + sd * rng.standard_normal((self.settings.draws, len(names)))
-            chosen = np.bincount(samples.argmax(axis=1), minlength=len(names)) / self.settings.draws
+        samples = (
+            mean + sd * rng.standard_normal((self.settings.draws, len(names))) if sample else None
+        )
+        limit = np.array([(caps or {}).get(a, 1.0) for a in names])
+        p = self._best(mean, samples)
+        free = limit >= 1.0
+        if free.any() and not free.all():
+            # Asked only how often they beat the limited ones too, free arms would be told apart by luck.
+            p[~free] = capped(np.append(p[~free], p[free].sum()), np.append(limit[~free], 1.0))[:-1]
+            among = self._best(mean[free], samples[:, free] if samples is not None else None)
+            p[free] = among * (1.0 - p[~free].sum())
+        return dict(zip(names, capped(p, limit).tolist(), strict=True))
+
+    def _best(self, mean: Floats, samples: Floats | None) -> Floats:
+        """Return how likely each arm is the best of these, floor included."""
+        if samples is not None:
+            chosen = np.bincount(samples.argmax(axis=1), minlength=len(mean)) / len(samples)
         else:
             chosen = inverse_gap(mean, self.settings.gap_scale)
-        mixed = (1.0 - self.settings.floor) * chosen + self.settings.floor / len(names)
-        limit = np.array([(caps or {}).get(a, 1.0) for a in names])
-        return dict(zip(names, capped(mixed, limit).tolist(), strict=True))
+        return (1.0 - self.settings.floor) * chosen + self.settings.floor / len(mean)
 
     # --- state --------------------------------------------------------------------------------
 

@@ -35,6 +35,8 @@ class Beliefs:
         self.foresight: dict[str, float] = {}
         """Advantages that the twin sees in the window that has just ended, before it settles."""
         self.foresight_weight = 0.0
+        self.foreseen_level: float | None = None
+        """Mean utility of all arms that the twin saw there; None where it has not said anything."""
         self._level = LinearThompson(FEATURES, settings)
         self._level.add(LEVEL)
         self._scaler = Scaler()
@@ -71,6 +73,15 @@ class Beliefs:
         x = self.vector if vector is None else vector
         level = float(x @ self._level.weights(LEVEL))
         return {arm: level + float(x @ self.bandit.weights(arm)) for arm in self.bandit.arms}
+
+    def earning(self) -> dict[str, float]:
+        """Return what each arm would earn now: the twin's newest word where there is one, else as `means`.
+
+        What was learned over many windows follows a sudden change too slowly to tell what is at stake.
+        """
+        if self.foreseen_level is None:
+            return self.means()
+        return {**self.means(), **{a: self.foreseen_level + u for a, u in self.foresight.items()}}
 
     def deviations(self) -> dict[str, float]:
         """Return the standard deviation of each arm's expected advantage in the present context."""
@@ -174,7 +185,7 @@ class Beliefs:
         }
         for part, owner in parts.items():
             arrays |= {f"{part}/{name}": array for name, array in owner.to_arrays().items()}
-        present = [self.context, self.foresight, self.foresight_weight]
+        present = [self.context, self.foresight, self.foresight_weight, self.foreseen_level]
         arrays["present"] = np.frombuffer(orjson.dumps(present), np.uint8).copy()
         return arrays
 
@@ -193,7 +204,8 @@ class Beliefs:
         if regimes := _part(arrays, "regimes/"):  # states of before there were any have none
             beliefs.regimes = Regimes.from_arrays(regimes)
         present = orjson.loads(np.asarray(arrays["present"], np.uint8).tobytes())
-        beliefs.context, beliefs.foresight, beliefs.foresight_weight = present
+        beliefs.context, beliefs.foresight, beliefs.foresight_weight, *level = present
+        beliefs.foreseen_level = level[0] if level else None  # older states have none
         return beliefs
 
 

@@ -80,7 +80,7 @@ class Draw:
         self._lifecycle.settle_baseline(arms, uncapped)
         limits = self._lifecycle.limits(arms)
         if limits.arms() and now.rails == GuardRails():
-            told = self._beliefs.foresight, self._beliefs.means()
+            told = self._beliefs.foresight, self._beliefs.earning()
             self._lifecycle.want(now.window, arms, uncapped, now.trust > 0.0, rng, *told)
         switchback = self._lifecycle.switchback
         tried = switchback.arm_of(now.window) if switchback else None

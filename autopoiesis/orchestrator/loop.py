@@ -245,6 +245,7 @@ class WindowLoop:
         mean = float(np.mean([*values.values()])) if values else 0.0
         if values:  # what was foreseen stands until there are requests again
             self.beliefs.foresight = {a: u - mean + lean.get(a, 0.0) for a, u in values.items()}
+            self.beliefs.foreseen_level = mean
         self.beliefs.foresight_weight = FORESIGHT * self.correction.trust
         cost = self._replays.split_cost(now, seen, now.allocation, word)
         if cost is not None:

@@ -3,8 +3,8 @@
 Each window that has just ended is replayed in the twin under the shadow arm and under the arm that held most of
 the fleet, from the same backlog and with the same seed. The windows are newer than all that the arm
 was bred on. Its utility in the long run must not be lower by more than a margin, and its decisions must be sane:
-no more requests refused than the live arm refuses, unless that pays, no replica flooded, none starved that the live
-arm uses. After one window with enough requests it becomes a canary; a fault retires it.
+unless it earns more, no more requests refused than the live arm refuses, no replica flooded, none starved that the
+live arm uses. After one window with enough requests it becomes a canary; a fault retires it.
 """
 
 from collections.abc import Mapping, Sequence
@@ -124,6 +124,8 @@ class Shadow:
         share, others = _shares(mine, len(replicas)), _shares(beside, len(replicas))
         speed = np.array([spec.speed for spec in replicas])
         part = speed / speed.sum()
+        if gain > 0.0:  # beside the queues that the live arm left, sending elsewhere may be right
+            return "", gain
         for r in _where((share > limits.flooded) & (others < limits.flooded / 2)):
             return (
                 f"it sends {share[r]:.0%} of the requests to {replicas[r].name}, {name} {others[r]:.0%}",

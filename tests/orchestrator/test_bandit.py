@@ -146,6 +146,20 @@ def test_the_best_arm_wins_and_the_floor_remains():
         bandit.probabilities(context(rng), rng, eligible=[])
 
 
+@pytest.mark.parametrize("sample", [True, False])
+def test_free_arms_are_told_apart_though_limited_ones_beat_them_all(sample):
+    bandit = LinearThompson(1)
+    for arm, value in {"canary": 0.9, "other": 0.9, "good": 0.7, "bad": 0.4}.items():
+        bandit.add(arm)
+        for _ in range(200):
+            bandit.update(arm, np.ones(1), value)
+    limits = {"canary": 0.125, "other": 0.125}
+    p = bandit.probabilities(np.ones(1), np.random.default_rng(0), caps=limits, sample=sample)
+    assert p["canary"] + p["other"] == pytest.approx(0.25)
+    assert p["good"] > 0.7
+    assert p["bad"] < 0.02
+
+
 def test_what_is_forgotten_is_bounded_by_the_prior_and_the_inflation_cap():
     bandit = LinearThompson(F, BanditSettings(gamma=0.9, max_inflation=2.0))
     bandit.add("a", 0.0)

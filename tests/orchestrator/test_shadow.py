@@ -6,14 +6,26 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_loop import Drive
-from traffic import LEAST_REQUESTS_BUT_ELSEWHERE, SHED_ALL, human, poisson, registry, written
+from traffic import (
+    LEAST_REQUESTS_BUT_ELSEWHERE,
+    SHED_ALL,
+    fleet,
+    human,
+    poisson,
+    registry,
+    written,
+)
 
 from autopoiesis.arms.arm import Origin, State
+from autopoiesis.arms.compiler import compile_policy
 from autopoiesis.arms.language import verify
+from autopoiesis.arms.objective import Objective
 from autopoiesis.orchestrator.growth import take_in
 from autopoiesis.orchestrator.loop import LoopSettings, WindowLoop
-from autopoiesis.orchestrator.shadow import ShadowSettings
+from autopoiesis.orchestrator.reward import Judged, judge
+from autopoiesis.orchestrator.shadow import Shadow, ShadowSettings
 from autopoiesis.telemetry.records import CandidateRow, SynthesisRow
+from autopoiesis.twin.simulation import run_arm
 
 FLOOD = """
 def score(request, replica, fleet):
@@ -60,6 +72,21 @@ def test_what_decides_badly_in_shadow_is_retired_with_the_reason_and_never_serve
     assert reason in arm.reason
     assert sum(drive.share(new)) == 0.0
     assert told(drive) == [f"retired: {arm.reason}"]
+
+
+@pytest.mark.parametrize(("worth", "state"), [(0.6, State.CANARY), (0.5, State.RETIRED)])
+def test_sending_all_to_one_replica_is_a_fault_only_where_it_earns_no_more(worth, state):
+    two = fleet(2)
+    trace, objective = poisson(3, 8.0, 10.0, 500, 100), Objective()
+
+    def judged(source: str) -> Judged:
+        outcome = run_arm(trace, two, compile_policy(verify(source)), objective, 0)
+        return judge(outcome, objective, 0.0, 10.0, 20.0)
+
+    both = {"new": judged(FLOOD), "live": judged(LEAST_REQUESTS_BUT_ELSEWHERE)}
+    worths = {"new": worth, "live": 0.5}
+    (move,) = Shadow().review(["new"], both, worths, ("live", "live"), two)
+    assert move.state is state
 
 
 def test_a_sane_arm_is_a_canary_after_its_first_window_in_shadow():
