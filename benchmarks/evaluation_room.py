@@ -1,11 +1,14 @@
 """How much the evaluation's yardsticks leave to be gained, beside what the suites measure.
 
     python benchmarks/evaluation_room.py admission
+    python benchmarks/evaluation_room.py cycles [--scenario WORD] [--seeds N] [--replays N]
     python benchmarks/evaluation_room.py plans [--scenario WORD] [--seeds N] [--contestant NAME]...
 
 `admission`: policies of one hand-written shape (refuse while many are held, small ceilings) on the situations of
-`bench dynamics --quick`. `plans`: the lower bound on the total time, people's slow policies, some of them with their
-plans taken over in stages, and contestants, on the scenarios of `bench paper --quick`.
+`bench dynamics --quick`. `cycles`: what one synthesis cycle on the past of each of them promotes; each policy alone,
+beside the incumbent that it had to beat, on the judged part. `plans`: the lower bound on the total time, people's
+slow policies, some of them with their plans taken over in stages, and contestants, on the scenarios of
+`bench paper --quick`.
 """
 
 import argparse
@@ -20,6 +23,8 @@ from autopoiesis.arms.language import verify
 from autopoiesis.arms.seeds import seed_arms
 from autopoiesis.evaluation.bench import traces_folder
 from autopoiesis.evaluation.bound import bound_s
+from autopoiesis.evaluation.effort import Effort
+from autopoiesis.evaluation.evolution import Evolution, brief_on
 from autopoiesis.evaluation.scenario import Situation, situation_of
 from autopoiesis.evaluation.slow_contestants import SlowEffort, contestants, fixed
 from autopoiesis.evaluation.slow_search import seeds
@@ -89,6 +94,35 @@ def admission(traces: Path) -> None:
     )
 
 
+def cycles(word: str, count: int, replays: int) -> None:
+    """Show what one cycle on the past promotes, and what that is worth afterwards."""
+    tried, promoted, found, usual = 0, 0, 0, 0
+    for scenario in dynamics(True).scenarios:
+        if word not in scenario.name:
+            continue
+        for seed in range(count):
+            situation = situation_of(scenario, seed, traces_folder())
+            brief = brief_on(
+                situation, situation.past, situation.fleet.replicas, seed_arms(), replays
+            )
+            assert brief is not None
+            row = Evolution(situation, Effort()).cycle(brief)
+            sources = {c.arm_id: c.source for c in row.candidates}
+            beaten = next(i.source for i in brief.incumbents if i.arm_id == row.beaten)
+            before, _ = judged(situation, beaten)
+            after = [judged(situation, sources[arm])[0] for arm in row.promoted]
+            tried, promoted = tried + len(row.candidates), promoted + len(after)
+            found, usual = found + min(after, default=before), usual + before
+            print(
+                f"{scenario.name}, seed {seed}: {len(row.candidates)} candidates; misses of the incumbent {before}, "
+                f"of what was promoted {after}",
+                flush=True,
+            )
+    print(
+        f"all: {tried} candidates, {promoted} promoted; misses {found}, of the incumbents {usual}"
+    )
+
+
 def plans(word: str, count: int, names: list[str]) -> None:
     """Show the bound, people's policies, those in stages, and contestants."""
     rng, effort = np.random.default_rng(0), paper(True).effort
@@ -121,12 +155,15 @@ def plans(word: str, count: int, names: list[str]) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("what", choices=("admission", "plans"))
+    parser.add_argument("what", choices=("admission", "cycles", "plans"))
     parser.add_argument("--scenario", default="")
     parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--replays", type=int, default=1000, help="of one cycle")
     parser.add_argument("--contestant", action="append", default=[])
     given = parser.parse_args()
     if given.what == "admission":
         admission(traces_folder())
+    elif given.what == "cycles":
+        cycles(given.scenario, given.seeds, given.replays)
     else:
         plans(given.scenario, given.seeds, given.contestant)
