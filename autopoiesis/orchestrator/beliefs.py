@@ -81,7 +81,7 @@ class Beliefs:
         """
         if self.foreseen_level is None:
             return self.means()
-        return {**self.means(), **{a: self.foreseen_level + u for a, u in self.foresight.items()}}
+        return self.means() | {a: self.foreseen_level + u for a, u in self.foresight.items()}
 
     def deviations(self) -> dict[str, float]:
         """Return the standard deviation of each arm's expected advantage in the present context."""

@@ -115,8 +115,11 @@ class Shadow:
         limits = self.settings
         if len(mine.outcome.status) < limits.min_requests or gain is None:
             return "", None
+        if gain > 0.0:
+            # Beside the queues that the live arm left, refusing and sending elsewhere may be right.
+            return "", gain
         shed, usual = _shed_share(mine), _shed_share(beside)
-        if shed > usual + limits.shed_share and gain <= 0.0:
+        if shed > usual + limits.shed_share:
             return (
                 f"it refuses {shed:.0%} of the requests, {name} {usual:.0%}, and earns no more",
                 None,
@@ -124,8 +127,6 @@ class Shadow:
         share, others = _shares(mine, len(replicas)), _shares(beside, len(replicas))
         speed = np.array([spec.speed for spec in replicas])
         part = speed / speed.sum()
-        if gain > 0.0:  # beside the queues that the live arm left, sending elsewhere may be right
-            return "", gain
         for r in _where((share > limits.flooded) & (others < limits.flooded / 2)):
             return (
                 f"it sends {share[r]:.0%} of the requests to {replicas[r].name}, {name} {others[r]:.0%}",
