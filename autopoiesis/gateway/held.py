@@ -1,51 +1,70 @@
 """Requests that wait for a replica, per arm."""
 
+from typing import NamedTuple
+
 from autopoiesis.gateway.flight import Flight
 
 MOST_HELD = 1024
 
 
-class HeldQueue:
-    """Holds at most `capacity` requests per arm; in what order they leave is the arm's business."""
+class Queue(NamedTuple):
+    """Where a request waits: an arm's own queue, or what it still holds where another arm has taken over."""
+
+    arm_id: str
+    """Whose ceiling and order the requests leave by."""
+    host_id: str
+    """The arm on whose replicas they go: it serves their shards now."""
+
+    @property
+    def of_guest(self) -> bool:
+        """Whether the arm serves there no more."""
+        return self.arm_id != self.host_id
+
+
+class HeldQueues:
+    """Hold at most `capacity` requests each; in what order they leave is the arm's business."""
 
     def __init__(self, capacity: int = MOST_HELD) -> None:
         self._capacity = capacity
-        self._waiting: dict[str, dict[str, Flight]] = {}
+        self._waiting: dict[Queue, dict[str, Flight]] = {}
+        self._queue_of: dict[str, Queue] = {}
 
     def __len__(self) -> int:
-        return sum(len(flights) for flights in self._waiting.values())
+        return len(self._queue_of)
 
-    def arms(self) -> list[str]:
-        """Return the arms for which requests wait."""
-        return list(self._waiting)
+    def queues(self) -> list[Queue]:
+        """Return the queues in which requests wait, those of guests last."""
+        return sorted(self._waiting, key=lambda queue: queue.of_guest)
 
-    def has(self, arm_id: str) -> bool:
-        """Tell whether any request waits for an arm."""
-        return arm_id in self._waiting
+    def has(self, queue: Queue) -> bool:
+        """Tell whether any request waits in a queue."""
+        return queue in self._waiting
 
-    def of(self, arm_id: str) -> list[Flight]:
-        """Return the requests that wait for an arm, in order of arrival."""
-        return list(self._waiting.get(arm_id, {}).values())
+    def of(self, queue: Queue) -> list[Flight]:
+        """Return the requests that wait in a queue, in order of arrival."""
+        return list(self._waiting.get(queue, {}).values())
 
-    def add(self, arm_id: str, flight: Flight) -> bool:
+    def add(self, queue: Queue, flight: Flight) -> bool:
         """Let a request wait; False if there is no room."""
-        flights = self._waiting.setdefault(arm_id, {})
+        flights = self._waiting.setdefault(queue, {})
         if len(flights) >= self._capacity:
             return False
         flights[flight.key] = flight
+        self._queue_of[flight.key] = queue
         return True
 
-    def remove(self, arm_id: str, flight: Flight) -> bool:
-        """Take a request out; False if it was not there."""
-        flights = self._waiting.get(arm_id, {})
-        if flights.pop(flight.key, None) is None:
-            return False
-        if not flights:
-            del self._waiting[arm_id]
-        return True
+    def remove(self, flight: Flight) -> Queue | None:
+        """Take a request out and return where it was, None if it did not wait."""
+        queue = self._queue_of.pop(flight.key, None)
+        if queue is not None:
+            del self._waiting[queue][flight.key]
+            if not self._waiting[queue]:
+                del self._waiting[queue]
+        return queue
 
     def take_all(self) -> list[Flight]:
-        """Empty the queue and return what was in it, in order of arrival."""
+        """Empty all queues and return what was in them, in order of arrival."""
         flights = [f for waiting in self._waiting.values() for f in waiting.values()]
         self._waiting.clear()
+        self._queue_of.clear()
         return sorted(flights, key=lambda f: f.arrived_s)

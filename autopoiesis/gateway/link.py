@@ -46,6 +46,8 @@ class Allocate:
     """Arm id → id of its slow policy, where it has one: both are in the arm's id."""
     baseline: str = ""
     """The arm that decides where another fails; empty: the picker's own."""
+    standing: tuple[str, ...] = ()
+    """Arms that may serve: what they hold leaves by their rules where others have taken over."""
 
     def encode(self) -> bytes:
         """Return the message as one line of JSON, without the line's end."""
@@ -57,6 +59,7 @@ class Allocate:
                 "arms": self.arms,
                 "slow_ids": self.slow_ids,
                 "baseline": self.baseline,
+                "standing": self.standing,
                 "objective": self.objective,
             }
         )
@@ -78,6 +81,7 @@ class Allocate:
             objective = Objective(**message["objective"])
             slow_ids = dict(message.get("slow_ids", {}))
             baseline = str(message.get("baseline", ""))
+            standing = tuple(map(str, message.get("standing", ())))
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise LinkError(f"The allocation is not understood: {error!r}.") from None
         shards: list[object] = [shard for cell in cells for shard in cell.shards]
@@ -87,7 +91,7 @@ class Allocate:
             raise LinkError(
                 f"The allocation's shards must be distinct whole numbers from 0 to {SHARDS - 1}."
             )
-        return cls(Allocation(window, cells), arms, objective, slow_ids, baseline)
+        return cls(Allocation(window, cells), arms, objective, slow_ids, baseline, standing)
 
 
 @dataclass(frozen=True, slots=True)

@@ -141,7 +141,7 @@ class Picker:
     def open_requests(self) -> tuple[OpenRequest, ...]:
         """Return what is in flight or held."""
         waiting = (
-            flight for arm_id in self.state.held.arms() for flight in self.state.held.of(arm_id)
+            flight for queue in self.state.held.queues() for flight in self.state.held.of(queue)
         )
         members = self.state.membership
         return tuple(
@@ -162,7 +162,8 @@ class Picker:
         self.state.set_objective(message.objective)
         if message.baseline in programs:
             self.state.set_baseline(message.baseline, programs[message.baseline])
-        self.state.allocate(message.allocation.window, message.allocation.cells, programs)
+        allocation = message.allocation
+        self.state.allocate(allocation.window, allocation.cells, programs, message.standing)
 
     def _program(self, id_: str, message: Allocate) -> Program | None:
         """Return an arm's program; nothing is served that does not verify, whoever sent it."""

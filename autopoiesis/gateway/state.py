@@ -3,7 +3,7 @@
 Wraps the kernels of `arms.fleet`, which work on indexes, for the world of names. No I/O here.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 import numpy as np
 
@@ -14,7 +14,7 @@ from autopoiesis.arms.objective import Objective
 from autopoiesis.gateway import decision
 from autopoiesis.gateway.accounts import Accounts
 from autopoiesis.gateway.flight import Flight
-from autopoiesis.gateway.held import HeldQueue
+from autopoiesis.gateway.held import HeldQueues, Queue
 from autopoiesis.gateway.membership import MOST_REPLICAS, Member, Membership
 from autopoiesis.gateway.serving import (
     Faults,
@@ -29,6 +29,8 @@ MOST_CHOICES, LAST_RESORTS = 4, 2
 """Longest part of an arm's order that is used, and replicas of other groups behind it."""
 
 Addresses = tuple[str, ...]
+_NOBODYS = Queue("", "")
+"""Where requests of shards without an arm wait: the baseline serves them."""
 
 
 class Shed(Exception):  # noqa: N818 - an answer, not an error
@@ -48,7 +50,7 @@ class GatewayState:
         """Start without replicas; `baseline` is the arm that serves where no other can."""
         self.window = -1
         self.faults = Faults()
-        self.held = HeldQueue()
+        self.held = HeldQueues()
         self.clock = clock
         self.membership = Membership(objective, clock)
         self.accounts = Accounts(self.membership, clock)
@@ -57,9 +59,12 @@ class GatewayState:
         self._order = np.zeros(MOST_REPLICAS, np.int64)
         self._request = np.zeros(6)
         self._baseline = serving(*baseline, np.empty(0, np.int64), 1.0)
-        self._arms: dict[str, ServingArm] = {}
-        self._arm_of_shard: list[ServingArm] = [self._baseline] * SHARDS
-        self._allocation: tuple[tuple[Cell, ...], dict[str, Program]] = ((), {})
+        self._arms: dict[Queue, ServingArm] = {_NOBODYS: self._baseline}
+        """Who decides on what comes or waits there."""
+        self._queue_of_shard: list[Queue] = [_NOBODYS] * SHARDS
+        self._cells: tuple[Cell, ...] = ()
+        self._programs: dict[str, Program] = {}
+        self._standing: frozenset[str] = frozenset()
 
     # --- what it decides by -------------------------------------------------------------------
 
@@ -70,10 +75,21 @@ class GatewayState:
         self.membership.set_members(members)
         self._regroup()
 
-    def allocate(self, window: int, cells: Sequence[Cell], programs: Mapping[str, Program]) -> None:
-        """Serve by this allocation from now on; an arm without a program is replaced by the baseline."""
+    def allocate(
+        self,
+        window: int,
+        cells: Sequence[Cell],
+        programs: Mapping[str, Program],
+        standing: Collection[str] = (),
+    ) -> None:
+        """Serve by this allocation from now on; an arm without a program is replaced by the baseline.
+
+        What an arm in `standing` holds leaves by its own ceiling and order where another arm takes its
+        place, or all that it held back would be let loose at once; what others hold the new arm takes over.
+        """
         self.window = window
-        self._allocation = (tuple(cells), dict(programs))
+        self._cells, self._programs = tuple(cells), dict(programs)
+        self._standing = frozenset(standing)
         self.faults.new_allocation()
         self._regroup()
 
@@ -82,6 +98,7 @@ class GatewayState:
         if arm_id != self._baseline.arm_id:
             everything = self._baseline.group
             self._baseline = serving(arm_id, program, everything.members, 1.0)
+            self._arms[_NOBODYS] = self._baseline
 
     def set_objective(self, objective: Objective) -> None:
         """Change the SLOs that policies see."""
@@ -95,29 +112,31 @@ class GatewayState:
         Where the arm fails, the baseline decides. Raises `Shed` if the request is not admitted or the
         queue is full.
         """
-        arm = self._arm(flight)
+        queue = self._queue_of_shard[flight.shard]
+        arm = self._arms[queue]
+        flight.arm_id, flight.window = arm.arm_id, self.window
         try:
-            addresses = self._place(arm, flight, decision.NEW, self.held.has(arm.arm_id))
+            addresses = self._place(arm, flight, decision.NEW, self.held.has(queue))
         except Shed:
             raise
         except Exception as error:
             return self._by_baseline(arm, flight, error, decision.AGAIN)
         if addresses is not None:
             return addresses
-        if not self.held.add(arm.arm_id, flight):
+        if not self.held.add(queue, flight):
             raise Shed("Too many requests are waiting")
         arm.group.counters[1] += 1.0
         return None
 
     def release(self) -> list[tuple[Flight, Addresses]]:
-        """Place held requests, the most urgent first, until one finds no replica.
+        """Place held requests, the most urgent of each queue first, until one finds no replica.
 
         Where the arm fails, the baseline places them.
         """
         released: list[tuple[Flight, Addresses]] = []
-        for arm_id in self.held.arms():
-            for flight in self._most_urgent_first(self._held_by(arm_id), self.held.of(arm_id)):
-                arm = self._held_by(arm_id)  # another one from its last fault on
+        for queue in self.held.queues():
+            for flight in self._most_urgent_first(self._arms[queue], self.held.of(queue)):
+                arm = self._arms[queue]  # another one from its last fault on
                 try:
                     addresses = self._place(arm, flight, decision.HELD)
                     if addresses is None:
@@ -131,9 +150,9 @@ class GatewayState:
         return released
 
     def drop_held(self, flight: Flight) -> None:
-        """Take a request out of the queue."""
-        if self.held.remove(flight.arm_id, flight):
-            group = self._held_by(flight.arm_id).group
+        """Take a request out of the queue that it waits in."""
+        if (queue := self.held.remove(flight)) is not None:
+            group = self._arms[queue].group
             group.counters[1] = max(group.counters[1] - 1.0, 0.0)
             flight.held_s = self.clock() - flight.arrived_s
 
@@ -143,14 +162,6 @@ class GatewayState:
         return self._send_anywhere(flight)
 
     # --- inside -------------------------------------------------------------------------------
-
-    def _arm(self, flight: Flight) -> ServingArm:
-        arm = self._arm_of_shard[flight.shard]
-        flight.arm_id, flight.window = arm.arm_id, self.window
-        return arm
-
-    def _held_by(self, arm_id: str) -> ServingArm:
-        return self._arms.get(arm_id, self._baseline)
 
     def _place(
         self, arm: ServingArm, flight: Flight, stage: int, must_wait: bool = False
@@ -211,9 +222,12 @@ class GatewayState:
         return self.least_loaded(flight)
 
     def _count_fault(self, arm: ServingArm, error: Exception) -> None:
-        if self.faults.count(arm.arm_id, error) and arm.arm_id in self._arms:
-            instead = self._arms[arm.arm_id] = stand_in(self._baseline, arm)
-            self._arm_of_shard = [instead if a is arm else a for a in self._arm_of_shard]
+        if self.faults.count(arm.arm_id, error):
+            self._arms |= {
+                queue: stand_in(self._baseline, failing)
+                for queue, failing in self._arms.items()
+                if failing.arm_id == arm.arm_id and queue != _NOBODYS
+            }
 
     def _send(self, flight: Flight, order: list[int]) -> Addresses:
         """Tell where to send a request that the kernels have placed and accounted for."""
@@ -268,37 +282,48 @@ class GatewayState:
         """Make the groups of the current allocation anew; arms that go on keep their counters."""
         old, everything = self._baseline, self.membership.indexes()
         self._baseline = serving(old.arm_id, old.program, everything, 1.0, old.group.counters)
-        cells, programs = self._allocation
-        arms: dict[str, ServingArm] = {}
-        shards = [self._baseline] * SHARDS
-        for arm_id in dict.fromkeys(cell.arm_id for cell in cells):
-            own = [cell for cell in cells if cell.arm_id == arm_id]
-            if arm_id not in programs:
+        before, self._arms = self._arms, {_NOBODYS: self._baseline}
+        self._queue_of_shard = [_NOBODYS] * SHARDS
+        for arm_id in dict.fromkeys(cell.arm_id for cell in self._cells):
+            own = [cell for cell in self._cells if cell.arm_id == arm_id]
+            if arm_id not in self._programs:
                 self.faults.note(arm_id, "its program is missing; the baseline serves instead")
                 continue
             names = dict.fromkeys(name for cell in own for name in cell.replicas)
             served = [shard for cell in own for shard in cell.shards]
-            before = self._arms.get(arm_id)
-            arms[arm_id] = serving(
+            queue = Queue(arm_id, arm_id)
+            known = before.get(queue)
+            arm = serving(
                 arm_id,
-                programs[arm_id],
+                self._programs[arm_id],
                 self.membership.indexes(names),
                 len(served) / SHARDS,
-                before.group.counters if before else None,
+                known.group.counters if known else None,
             )
-            if self.faults.too_many(arm_id):
-                arms[arm_id] = stand_in(self._baseline, arms[arm_id])
+            self._arms[queue] = self._unless_failing(arm)
             for shard in served:
-                shards[shard] = arms[arm_id]
-        self._arms, self._arm_of_shard = arms, shards
-        self._reassign_held()
+                self._queue_of_shard[shard] = queue
+        self._take_over_held(before)
 
-    def _reassign_held(self) -> None:
-        """Held requests wait for the arm that their shard belongs to now."""
+    def _unless_failing(self, arm: ServingArm) -> ServingArm:
+        return stand_in(self._baseline, arm) if self.faults.too_many(arm.arm_id) else arm
+
+    def _take_over_held(self, before: Mapping[Queue, ServingArm]) -> None:
+        """Let held requests wait on, by the rules of the arm that holds them if it may still decide."""
         flights = self.held.take_all()
-        for arm in (self._baseline, *self._arms.values()):
+        for arm in self._arms.values():
             arm.group.counters[1] = 0.0
+        known = {a.arm_id: a for a in reversed([*before.values()]) if a.arm_id in self._standing}
         for flight in flights:
-            arm = self._arm(flight)
-            self.held.add(arm.arm_id, flight)
-            arm.group.counters[1] += 1.0
+            own = self._queue_of_shard[flight.shard]
+            queue = Queue(flight.arm_id, own.host_id)
+            host = self._arms[own]
+            if queue not in self._arms and (guest := known.get(flight.arm_id)) is not None:
+                members, share = host.group.members, host.group.share
+                guest = serving(guest.arm_id, guest.program, members, share, guest.group.counters)
+                guest.group.counters[1] = 0.0
+                self._arms[queue] = self._unless_failing(guest)
+            if queue not in self._arms:
+                queue, flight.arm_id, flight.window = own, host.arm_id, self.window
+            self.held.add(queue, flight)
+            self._arms[queue].group.counters[1] += 1.0

@@ -40,6 +40,7 @@ from autopoiesis.orchestrator.loop import Settled, WindowLoop
 from autopoiesis.orchestrator.metrics import Metrics
 from autopoiesis.orchestrator.observation import Observation
 from autopoiesis.orchestrator.prefix_errors import prefix_errors
+from autopoiesis.orchestrator.rails import eligible
 from autopoiesis.orchestrator.recent import RecentRequests
 from autopoiesis.orchestrator.recorder import ClosedWindow, Recorder
 from autopoiesis.orchestrator.refit import Refits
@@ -326,6 +327,7 @@ class Controller:
             self._settings.objective,
             {arm.id: arm.slow_id for arm in arms if arm.slow},
             baseline.id,
+            tuple(arm.id for arm in eligible(self.registry.serving(), self._loop.rails)),
         )
 
     def _govern(self, change: Callable[[], None]) -> None:

@@ -209,7 +209,8 @@ def run_online(
     for window in range(windows):
         tell("online", window / windows)
         allocation = loop.next_allocation(window, there)
-        simulation.allocate(sim_cells(allocation, registry, fleet.replicas))
+        standing = [registry.program(a.id) for a in registry.serving()]
+        simulation.allocate(sim_cells(allocation, registry, fleet.replicas), standing)
         ended_s = (window + 1) * window_s
         simulation.advance(ended_s)
         there = ready(simulation)

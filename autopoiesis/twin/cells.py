@@ -1,7 +1,8 @@
 """Cells of the simulated fleet, and the groups that cells of equal programs form."""
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Collection, Hashable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +21,14 @@ class SimCell:
     program: Program | PythonPolicy
     replicas: tuple[int, ...]
     shards: tuple[int, ...]
+
+
+class Guest(NamedTuple):
+    """A policy whose place another has taken, with what it still holds there."""
+
+    program: Program | PythonPolicy
+    host: int
+    """The group that serves there now."""
 
 
 def check(cells: Sequence[SimCell], replicas: int) -> None:
@@ -51,22 +60,24 @@ def pool(cells: Sequence[SimCell]) -> dict[Hashable, list[int]]:
     """Return the groups: program → indexes of its cells, in order of their first cell."""
     pooled: dict[Hashable, list[int]] = {}
     for index, cell in enumerate(cells):
-        pooled.setdefault(_identity(cell.program), []).append(index)
+        pooled.setdefault(identity(cell.program), []).append(index)
     return pooled
 
 
-def _identity(p: Program | PythonPolicy) -> Hashable:
+def identity(p: Program | PythonPolicy) -> Hashable:
+    """Return what is equal for programs that decide alike."""
     if isinstance(p, PythonPolicy):
         return p
     return p.code.tobytes(), p.entry.tobytes(), p.registers.tobytes()
 
 
-def groups(cells: Sequence[SimCell], replicas: int, first_cell: int) -> Groups:
-    """Make the event loop's groups; cells are numbered from `first_cell` on."""
+def groups(
+    cells: Sequence[SimCell], replicas: int, first_cell: int, guests: Sequence[Guest] = ()
+) -> Groups:
+    """Make the event loop's groups, guests last; cells are numbered from `first_cell` on."""
     pooled = list(pool(cells).values())
-    programs = [_as_data(cells[indexes[0]].program) for indexes in pooled]
+    programs = [_as_data(p) for p in programs_of(cells, guests)]
     members = [[r for index in indexes for r in cells[index].replicas] for indexes in pooled]
-    count = len(pooled)
     of_shard = np.zeros(SHARDS, np.int64)
     cell_of_shard = np.full(SHARDS, -1, np.int64)
     of_replica = np.full(replicas, -1, np.int64)
@@ -76,6 +87,10 @@ def groups(cells: Sequence[SimCell], replicas: int, first_cell: int) -> Groups:
             own = list(cells[index].shards)
             of_shard[own] = g
             cell_of_shard[own] = first_cell + index
+    host = [*range(len(pooled)), *(guest.host for guest in guests)]
+    members = [members[g] for g in host]
+    count = len(host)
+    share = np.bincount(of_shard, minlength=len(pooled)) / SHARDS
     return Groups(
         of_shard=of_shard,
         cell_of_shard=cell_of_shard,
@@ -88,10 +103,44 @@ def groups(cells: Sequence[SimCell], replicas: int, first_cell: int) -> Groups:
         constants=np.array([p.constants for p in programs], np.int64),
         members=np.array([r for group in members for r in group], np.int64),
         members_from=_starts([len(group) for group in members]),
-        share=np.bincount(of_shard, minlength=count)[:count] / SHARDS,
+        host=np.array(host, np.int64),
+        share=share[host],
         counters=np.zeros((count, 2)),
         held=np.full((count, 2), -1, np.int64),
     )
+
+
+def taken_over(
+    cells: Sequence[SimCell],
+    held: Sequence[tuple[int, Program | PythonPolicy]],
+    standing: Collection[Program | PythonPolicy] | None,
+) -> tuple[list[Guest], list[int]]:
+    """Return the guests there are beside these cells, and each held request's group among all.
+
+    `held` are requests' shards and the policies that hold them. One that is not `standing` (None: all
+    are), or of another kind than those that serve now, leaves its requests to the group of the shard.
+    """
+    may_stay = None if standing is None else set(map(identity, standing))
+    pooled = pool(cells)
+    numbers = {key: g for g, key in enumerate(pooled)}
+    owner = {s: g for g, own in enumerate(pooled.values()) for c in own for s in cells[c].shards}
+    guests: dict[tuple[Hashable, int], Guest] = {}
+    at: list[int] = []
+    for shard, program in held:
+        key, host = identity(program), owner[shard]
+        stays = may_stay is None or key in may_stay
+        if numbers.get(key) == host or not stays or type(program) is not type(cells[0].program):
+            at.append(host)
+            continue
+        guests.setdefault((key, host), Guest(program, host))
+        at.append(len(pooled) + list(guests).index((key, host)))
+    return list(guests.values()), at
+
+
+def programs_of(cells: Sequence[SimCell], guests: Sequence[Guest]) -> list[Program | PythonPolicy]:
+    """Return the program of each group that `groups` makes of these cells and guests."""
+    first = [cells[indexes[0]].program for indexes in pool(cells).values()]
+    return [*first, *(guest.program for guest in guests)]
 
 
 def _as_data(p: Program | PythonPolicy) -> Program:
@@ -108,16 +157,15 @@ def _as_data(p: Program | PythonPolicy) -> Program:
 
 
 def python_functions(
-    cells: Sequence[SimCell], made: Groups, stop: Callable[[], None]
+    programs: Sequence[Program | PythonPolicy], made: Groups, stop: Callable[[], None]
 ) -> list[Functions]:
-    """Write the addresses of Python policies' functions into the groups made of these cells.
+    """Write the addresses of Python policies' functions into the groups of these programs.
 
     The caller keeps what is returned as long as it uses the groups. `stop` is called when a function
     fails.
     """
     bound: list[Functions] = []
-    for g, indexes in enumerate(pool(cells).values()):
-        policy = cells[indexes[0]].program
+    for g, policy in enumerate(programs):
         if isinstance(policy, PythonPolicy):
             first, end = made.registers_from[g : g + 2]
             functions = Functions(policy, made.registers[first:end], stop)

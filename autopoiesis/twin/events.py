@@ -99,12 +99,18 @@ class Ledger(NamedTuple):
     finished_s: NDArray[np.float64]
     charge: NDArray[np.float64]
     """(n, 2): uncached prompt tokens and context tokens, as told to the fleet's accounting."""
+    held_by: NDArray[np.int64]
+    """(n,): the group that holds the request, -1 if none."""
     neighbour: NDArray[np.int64]
     """(n, 2): the next and the previous request held by the same group, -1 at the ends."""
 
 
 class Groups(NamedTuple):
-    """The G groups of replicas of the current allocation; arrays that end in `_from` are CSR starts."""
+    """The G groups of the current allocation; arrays that end in `_from` are CSR starts.
+
+    Behind those that serve shards come those that only let go what they held when another arm came
+    in their place: each is the guest of one of the others, on whose replicas its requests go.
+    """
 
     of_shard: NDArray[np.int64]
     cell_of_shard: NDArray[np.int64]
@@ -119,6 +125,8 @@ class Groups(NamedTuple):
     constants: NDArray[np.int64]
     members: NDArray[np.int64]
     members_from: NDArray[np.int64]
+    host: NDArray[np.int64]
+    """(G,): the group whose guest it is; its own number where it serves shards."""
     share: NDArray[np.float64]
     counters: NDArray[np.float64]
     """(G, 2): decisions, requests held."""
@@ -237,6 +245,7 @@ def _shed(w: World, i: int) -> None:
 @kernel
 def _hold(w: World, g: int, i: int) -> None:
     newest = w.groups.held[g, 1]
+    w.ledger.held_by[i] = g
     w.ledger.neighbour[i, 0], w.ledger.neighbour[i, 1] = -1, newest
     if newest < 0:
         w.groups.held[g, 0] = i
@@ -247,7 +256,9 @@ def _hold(w: World, g: int, i: int) -> None:
 
 
 @kernel
-def _let_go(w: World, g: int, i: int) -> None:
+def _let_go(w: World, i: int) -> None:
+    g = w.ledger.held_by[i]
+    w.ledger.held_by[i] = -1
     after, before = w.ledger.neighbour[i, 0], w.ledger.neighbour[i, 1]
     if before < 0:
         w.groups.held[g, 0] = after
@@ -288,7 +299,15 @@ def _release_held(w: World, g: int, now_s: float) -> None:
         _describe_request(w, program, i, now_s)
         if not _place(w, program, group, i, now_s):
             return
-        _let_go(w, g, i)
+        _let_go(w, i)
+
+
+@kernel
+def _release_on(w: World, g: int, now_s: float) -> None:
+    """Place what can be of the requests that group g and its guests hold."""
+    for k in range(len(w.groups.host)):
+        if w.groups.host[k] == g:
+            _release_held(w, k, now_s)
 
 
 @kernel
@@ -343,7 +362,7 @@ def _give_up(w: World, i: int, now_s: float) -> None:
     r = ledger.replica[i]
     if r < 0:
         ledger.cell[i] = w.groups.cell_of_shard[w.traffic.shard[i]]
-        _let_go(w, int(w.groups.of_shard[w.traffic.shard[i]]), i)
+        _let_go(w, i)
         return
     finish(w.fleet, r, ledger.charge[i, 0], ledger.charge[i, 1], False, 0.0, 0.0, False)
     cut(e, r, now_s)
@@ -405,7 +424,7 @@ def _end_steps(w: World, r: int, now_s: float) -> None:
         _drop_leavers(w, r)
         moved = True
     if moved and w.groups.of_replica[r] >= 0:
-        _release_held(w, w.groups.of_replica[r], now_s)
+        _release_on(w, w.groups.of_replica[r], now_s)
     plan(e, r, now_s, w.cursor[LONGEST])
 
 
@@ -425,7 +444,7 @@ def _scrape(w: World, now_s: float) -> None:
 def _shed_overdue(w: World, g: int, now_s: float) -> None:
     i = w.groups.held[g, 0]
     while i >= 0 and now_s - w.traffic.arrival_s[i] > HELD_LIMIT_S:
-        _let_go(w, g, i)
+        _let_go(w, i)
         _shed(w, i)
         i = w.groups.held[g, 0]
 
@@ -504,8 +523,8 @@ def _run(w: World, until_s: float) -> None:
 
 @kernel
 def _rehold(w: World, requests: NDArray[np.int64]) -> None:
-    for i in requests:
-        _hold(w, int(w.groups.of_shard[w.traffic.shard[i]]), i)
+    for i, g in requests:
+        _hold(w, g, i)
     for g in range(len(w.groups.share)):
         _release_held(w, g, w.clock_s[NOW])
 
@@ -537,7 +556,7 @@ def count_generated(w: World, counts: NDArray[np.int64]) -> None:
 
 @entry
 def rehold(w: World, requests: NDArray[np.int64]) -> None:
-    """Hand these requests, in order of arrival, to the groups of their shards, and place what can be."""
+    """Hand these requests, (n, 2) with their groups, in order of arrival, over, and place what can be."""
     _rehold(w, requests)
 
 
@@ -549,5 +568,5 @@ def rescue(w: World, requests: NDArray[np.int64]) -> None:
 
 @entry
 def release(w: World, g: int) -> None:
-    """Place what group g holds and now can be placed."""
-    _release_held(w, g, w.clock_s[NOW])
+    """Place what group g and its guests hold and now can be placed."""
+    _release_on(w, g, w.clock_s[NOW])

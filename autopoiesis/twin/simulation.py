@@ -2,7 +2,7 @@
 
 import math
 from collections import deque
-from collections.abc import Hashable, Sequence
+from collections.abc import Collection, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,7 +13,15 @@ from autopoiesis.arms.machine import Program
 from autopoiesis.arms.objective import Objective
 from autopoiesis.twin import events, scheduler
 from autopoiesis.twin.capacity import CapacityChange, ReplicaSpec, ReplicaState
-from autopoiesis.twin.cells import SimCell, check, groups, pool, python_functions
+from autopoiesis.twin.cells import (
+    SimCell,
+    check,
+    groups,
+    identity,
+    programs_of,
+    python_functions,
+    taken_over,
+)
 from autopoiesis.twin.events import Ledger, Traffic, World
 from autopoiesis.twin.lifecycle import Lifecycle
 from autopoiesis.twin.outcome import Outcome, Status
@@ -74,7 +82,7 @@ class Simulation:
         largest = max(spec.profile.kv_tokens for spec in specs)
         prefix_blocks = largest // entry_tokens if entry_tokens else 0
         self._cells = 0
-        self._pooled: dict[Hashable, list[int]] = {}
+        self._programs: list[Program | PythonPolicy] = []
         self._functions: list[Functions] = []
         self._world = World(
             traffic=Traffic(
@@ -96,6 +104,7 @@ class Simulation:
                 first_token_s=np.full(n, np.nan),
                 finished_s=np.full(n, np.nan),
                 charge=np.zeros((n, 2)),
+                held_by=np.full(n, -1, np.int64),
                 neighbour=np.full((n, 2), -1, np.int64),
             ),
             groups=groups([], count, 0),
@@ -127,24 +136,34 @@ class Simulation:
         """Return how often a replica took a running request's blocks away, all replicas together."""
         return int(self._world.engines.counts[:, scheduler.PREEMPTIONS].sum())
 
-    def allocate(self, cells: Sequence[SimCell]) -> None:
+    def allocate(
+        self, cells: Sequence[SimCell], standing: Collection[Program | PythonPolicy] | None = None
+    ) -> None:
         """Route by these cells from now on; cells of equal programs route as one group.
 
-        Requests in flight stay where they are; held ones move to the group of their shard. A
-        ValueError says which replica or shard is wrong: every shard belongs to one cell, a replica
-        to at most one.
+        Requests in flight stay where they are. What a policy in `standing` (None: any) holds leaves by
+        its own ceiling and order where another takes its place, or all that it held back would be let
+        loose at once; what others hold the new policy takes over. A ValueError says which replica or
+        shard is wrong: every shard belongs to one cell, a replica to at most one.
         """
         self._check_policies()
         check(cells, len(self.replicas))
-        held = _held(self._world)
-        before = dict(zip(self._pooled, self._world.groups.counters[:, 0], strict=True))
-        self._pooled = pool(cells)
-        self._world = self._world._replace(groups=groups(cells, len(self.replicas), self._cells))
-        self._functions = python_functions(cells, self._world.groups, self._stop)
-        self._world.groups.counters[:, 0] = [before.get(key, 0.0) for key in self._pooled]
+        w = self._world
+        held = np.flatnonzero(w.ledger.held_by >= 0)
+        waiting = [
+            (int(w.traffic.shard[i]), self._programs[w.ledger.held_by[i]]) for i in held.tolist()
+        ]
+        counts = zip(self._programs, w.groups.counters[:, 0].tolist(), strict=True)
+        decisions = {identity(p): n for p, n in reversed([*counts])}
+        guests, taken_by = taken_over(cells, waiting, standing)
+        self._programs = programs_of(cells, guests)
+        made = groups(cells, len(self.replicas), self._cells, guests)
+        made.counters[:, 0] = [decisions.get(identity(p), 0.0) for p in self._programs]
+        self._functions = python_functions(self._programs, made, self._stop)
+        self._world = w._replace(groups=made)
         self._cells += len(cells)
-        if held:
-            events.rehold(self._world, np.array(held, np.int64))
+        if len(held):
+            events.rehold(self._world, np.column_stack([held, taken_by]))
             self._check_policies()
 
     def advance(self, until_s: float) -> None:
@@ -284,14 +303,3 @@ def _mixed(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
 def _random_state(seed: int) -> NDArray[np.uint64]:
     rng = np.random.default_rng(seed)
     return rng.integers(1, 1 << 63, 1, np.uint64)
-
-
-def _held(w: World) -> list[int]:
-    """Return the requests that any group holds, in order of arrival."""
-    held: list[int] = []
-    for i in w.groups.held[:, 0].tolist():
-        at = i
-        while at >= 0:
-            held.append(at)
-            at = int(w.ledger.neighbour[at, 0])
-    return sorted(held)

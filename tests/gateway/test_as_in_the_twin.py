@@ -29,6 +29,8 @@ SOURCES = {arm.name: arm.source for arm in seed_arms()}
 PROFILE = profile("h100-llama-3-8b-tp1-bf16")
 SPEEDS = (1.0, 1.0, 0.5, 1.5)
 SCRAPE_S = 0.5
+HAND_OVER = 1
+"""The scrape at which another arm takes over, where one does."""
 ALL = tuple(range(SHARDS))
 NAMES = [*(f"request.{n}" for n in Request._fields), *(f"replica.{n}" for n in Replica._fields),
          *(f"fleet.{n}" for n in Fleet._fields)]  # fmt: skip
@@ -78,13 +80,15 @@ class Twin:
 
     source: str
     trace: Trace
+    then: str = ""
+    """Source of the policy that takes over at the scrape `HAND_OVER`, if any."""
     rows: dict[float, Row] = field(default_factory=dict)
     draws: deque[float] = field(default_factory=deque)
     reports: list[np.ndarray] = field(default_factory=list)
 
-    def serve(self) -> Outcome:
+    def policy(self, source: str) -> PythonPolicy:
         names = {"floor": math.floor, "clip": lambda x, low, high: min(max(x, low), high)}
-        exec(self.source, names)
+        exec(source, names)
         functions = {name: names[name] for name in FUNCTIONS if name in names}
         decide = functions["score"]
 
@@ -94,13 +98,18 @@ class Twin:
                 self.draws.append(fleet.draw)
             return decide(request, replica, fleet)
 
+        return PythonPolicy(**{**functions, "score": score})
+
+    def serve(self) -> Outcome:
         specs = [ReplicaSpec(f"r{i}", PROFILE, speed) for i, speed in enumerate(SPEEDS)]
         simulation = Simulation(self.trace, specs, Objective(), 7, SCRAPE_S)
-        policy = PythonPolicy(**{**functions, "score": score})
-        simulation.allocate([SimCell(policy, tuple(range(len(specs))), ALL)])
+        everything = tuple(range(len(specs)))
+        simulation.allocate([SimCell(self.policy(self.source), everything, ALL)])
         while np.any(simulation.outcome().status == Status.PENDING):
             simulation.advance(len(self.reports) * SCRAPE_S)
             self.reports.append(simulation.reports())
+            if self.then and len(self.reports) == HAND_OVER + 1:
+                simulation.allocate([SimCell(self.policy(self.then), everything, ALL)])
         assert simulation.preemptions == 0
         return simulation.outcome()
 
@@ -145,7 +154,10 @@ def flight(trace: Trace, i: int) -> Flight:
 
 
 def course(outcome: Outcome, reports: int) -> list[tuple[float, int, int]]:
-    """When something happens, in the twin's order: (time, what, which): scrape 0, arrival 1, end of a step 2."""
+    """When something happens, in the twin's order: (time, what, which).
+
+    Scrape 0, arrival 1, end of a step 2, another arm 3.
+    """
     ends = {
         (float(t), int(r))
         for times in (outcome.first_token_s, outcome.finished_s)
@@ -157,6 +169,7 @@ def course(outcome: Outcome, reports: int) -> list[tuple[float, int, int]]:
             *((k * SCRAPE_S, 0, k) for k in range(reports)),
             *((float(t), 1, i) for i, t in enumerate(outcome.arrival_s)),
             *((t, 2, r) for t, r in ends),
+            (HAND_OVER * SCRAPE_S, 3, 0),
         ]
     )
 
@@ -177,7 +190,8 @@ def serve_live(twin: Twin, outcome: Outcome, draws: deque[float]) -> Live:
     """Let the gateway's state go through what happened in the twin."""
     live = Live(draws, twin.trace)
     arm = compile_policy(verify(twin.source))
-    live.allocate(0, [Cell("arm", ("r0", "r1", "r2", "r3"), ALL)], {"arm": arm})
+    everything = ("r0", "r1", "r2", "r3")
+    live.allocate(0, [Cell("arm", everything, ALL)], {"arm": arm})
     for at_s, what, which in course(outcome, len(twin.reports)):
         live.now_s = at_s
         if what == 0:
@@ -189,6 +203,12 @@ def serve_live(twin: Twin, outcome: Outcome, draws: deque[float]) -> Live:
                 live.decide(live.flights[which])
             except Shed:
                 assert outcome.status[which] == Status.SHED
+            continue
+        if what == 3:
+            if twin.then:
+                then = {"then": compile_policy(verify(twin.then))}
+                live.allocate(1, [Cell("then", everything, ALL)], then, ["arm", "then"])
+                live.release()
             continue
         for i, last in step_events(outcome, live, at_s, which):
             if last:
@@ -202,11 +222,18 @@ def serve_live(twin: Twin, outcome: Outcome, draws: deque[float]) -> Live:
     return live
 
 
-@pytest.mark.parametrize("name", SOURCES)
-def test_every_seed_sees_and_decides_the_same_live_and_in_the_twin(name: str) -> None:
-    twin = Twin(SOURCES[name], busy_trace())
+@pytest.mark.parametrize(
+    ("name", "then"),
+    [
+        *((name, "") for name in SOURCES),
+        ("deadline-slack", "least-tokens"),
+        ("shortest-prompt-first", "shed-when-saturated"),
+    ],
+)
+def test_every_seed_sees_and_decides_the_same_live_and_in_the_twin(name: str, then: str) -> None:
+    twin = Twin(SOURCES[name], busy_trace(), SOURCES.get(then, ""))
     outcome = twin.serve()
-    holds = "ceiling" in FUNCTIONS and "def ceiling" in twin.source
+    holds = "def ceiling" in twin.source
     live = serve_live(twin, outcome, deque() if holds else twin.draws)
     served = np.flatnonzero(outcome.status == Status.COMPLETED)
     assert len(served) > 100

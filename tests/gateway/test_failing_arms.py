@@ -8,6 +8,7 @@ from test_state import ALL_SHARDS, LEAST, ONE_EACH, Clock, flight, members, prog
 
 from autopoiesis.arms.allocation import Cell
 from autopoiesis.arms.objective import Objective
+from autopoiesis.gateway.held import Queue
 from autopoiesis.gateway.serving import MOST_FAULTS
 from autopoiesis.gateway.state import GatewayState, Shed
 
@@ -19,6 +20,7 @@ def admit(request, fleet):
 def ceiling(request, replica, fleet):
     return 0
 """
+OWN = Queue("arm", "arm")
 INFINITE = "def score(request, replica, fleet):\n    return exp(1000)\n"
 OVERFLOWING = (
     "def score(request, replica, fleet):\n    return 1e308 * 10 * (1 + replica.position)\n"
@@ -119,9 +121,8 @@ def test_held_requests_on_which_their_arm_fails_leave_by_the_baseline():
         state.accounts.finish(one, -1, 0.0, 1.0, failed=False)
     assert [one for one, _ in state.release()] == waiting[:2]  # 1 / 1: still a score
     state.clock.now_s += 1.0
-    broken = replace(state._arms["arm"], program=damaged(HOLDS))
-    state._arms["arm"] = broken
-    state._arm_of_shard = [broken] * len(ALL_SHARDS)
+    broken = replace(state._arms[OWN], program=damaged(HOLDS))
+    state._arms[OWN] = broken
     released = state.release()
     assert [one for one, _ in released] == waiting[2:]
     assert {one.arm_id for one, _ in released} == {"base"}

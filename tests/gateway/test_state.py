@@ -1,5 +1,6 @@
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from autopoiesis.arms.machine import Program
 from autopoiesis.arms.objective import Objective
 from autopoiesis.arms.seeds import seed_arms
 from autopoiesis.gateway.flight import Flight
+from autopoiesis.gateway.held import Queue
 from autopoiesis.gateway.state import GatewayState, Shed
 from autopoiesis.replicas.fleet import Member
 
@@ -156,7 +158,49 @@ def test_a_full_queue_sheds():
         state.decide(flight(9999))
 
 
-def test_held_requests_follow_a_new_allocation():
+def test_what_an_arm_holds_leaves_by_its_rules_where_another_takes_its_place():
+    state = make(2)
+    serve(state, ONE_EACH, ["r0"])
+    running = flight(0)
+    state.decide(running)
+    waiting = [flight(1 + i, tokens) for i, tokens in enumerate((300.0, 100.0, 200.0))]
+    assert [state.decide(one) for one in waiting] == [None] * 3
+    cells = [Cell("other", ("r0",), ALL_SHARDS)]
+    for window in (2, 3):  # the second time it is a guest already
+        state.allocate(window, cells, {"other": program(LEAST.source)}, ["arm", "other"])
+        assert state.release() == []
+    fresh = flight(9)
+    assert state.decide(fresh)
+    assert (fresh.arm_id, fresh.window) == ("other", 3)
+    for one in (running, fresh):
+        state.accounts.finish(one, -1, 0.0, 10.0, failed=False)
+    ((next_, addresses),) = state.release()
+    assert (next_.input_tokens, next_.arm_id, next_.window) == (100.0, "arm", 1)
+    assert addresses[0] == "127.0.0.1:1"
+    state.drop_held(waiting[0])  # its client went away
+    state.accounts.finish(next_, -1, 0.0, 10.0, failed=False)
+    assert [one.input_tokens for one, _ in state.release()] == [200.0]
+    assert not len(state.held)
+
+
+def test_a_guest_that_fails_is_replaced_on_the_replicas_that_serve_now():
+    state = make(2)
+    serve(state, ONE_EACH, ["r0"])
+    state.decide(flight(0))
+    waiting = [flight(1 + i) for i in range(5)]
+    assert [state.decide(one) for one in waiting] == [None] * 5
+    cells = [Cell("other", ("r1",), ALL_SHARDS)]
+    state._arms[Queue("arm", "arm")] = replace(
+        state._arms[Queue("arm", "arm")], program=program(ONE_EACH)._replace(code=None)
+    )
+    state.allocate(2, cells, {"other": program(LEAST.source)}, ["arm", "other"])
+    released = state.release()
+    assert {one for one, _ in released} == set(waiting)
+    assert {one.arm_id for one, _ in released} == {LEAST.id}
+    assert {addresses[0] for _, addresses in released} == {"127.0.0.1:2"}
+
+
+def test_an_arm_that_stands_no_more_hands_over_what_it_holds():
     state = make(2)
     serve(state, ONE_EACH, ["r0"])
     state.decide(flight(0))

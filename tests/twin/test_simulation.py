@@ -221,7 +221,65 @@ def test_held_requests_leave_by_priority() -> None:
     assert np.all(np.diff(o.input_tokens[waited]) > 0)
 
 
-def test_held_requests_move_with_their_shard() -> None:
+def test_what_one_policy_holds_leaves_by_its_rules_where_another_takes_its_place() -> None:
+    one_each = with_function(
+        "def priority(request, fleet):\n    return request.input_tokens\n\n"
+        "def ceiling(request, replica, fleet):\n    return 1"
+    )
+    trace = replace(burst(40), input_tokens=np.random.default_rng(0).permutation(40) * 40 + 10)
+    late = trace.arrival_s.copy()
+    late[30:] = 0.5
+    trace = replace(trace, arrival_s=late)
+    simulation = Simulation(trace, fleet(1, H100), SLO, 0)
+    simulation.allocate([SimCell(one_each, (0,), ALL_SHARDS)])
+    simulation.advance(0.3)
+    waiting = np.isnan(simulation.outcome().dispatched_s) & (trace.arrival_s < 0.5)
+    assert waiting.sum() > 20
+    simulation.allocate([SimCell(LEAST, (0,), ALL_SHARDS)])
+    simulation.advance(0.4)
+    assert in_flight(simulation.outcome(), 0) == 1
+    simulation.advance(math.inf)
+    o = simulation.outcome()
+    assert_conserved(o)
+    assert np.all(o.status == Status.COMPLETED)
+    assert np.all(o.dispatched_s[30:] == 0.5)  # the policy that serves now holds nothing
+    left_s = o.dispatched_s[waiting]
+    assert not np.any((left_s > 0.5) & (left_s < o.finished_s[30:].min()))
+    order = np.flatnonzero(waiting)[np.argsort(o.dispatched_s[waiting], kind="stable")]
+    assert np.all(np.diff(o.input_tokens[order]) > 0)
+
+
+def test_what_is_held_survives_any_number_of_reallocations() -> None:
+    rng = np.random.default_rng(3)
+    policies = [
+        LEAST,
+        *(
+            with_function(f"def ceiling(request, replica, fleet):\n    return {n}")
+            for n in (1, 2, 4)
+        ),
+    ]
+    trace = random_trace(600, 60.0)
+    simulation = Simulation(trace, fleet(4, H100), SLO, 0, patience_s=8.0)
+    for window in range(1, 30):
+        first, second = rng.choice(4, 2, replace=False).tolist()
+        split = int(rng.integers(8, 56))
+        cells = [
+            SimCell(policies[first], (0, 1), ALL_SHARDS[:split]),
+            SimCell(policies[second], (2, 3), ALL_SHARDS[split:]),
+        ]
+        standing = None if window % 3 else [policies[i] for i in rng.choice(4, 2).tolist()]
+        simulation.allocate(cells, standing)
+        simulation.advance(window * 0.5)
+    simulation.allocate([SimCell(LEAST, (0, 1, 2, 3), ALL_SHARDS)])
+    simulation.advance(math.inf)
+    o = simulation.outcome()
+    assert_conserved(o.select(o.status != Status.ABORTED))
+    assert (o.status == Status.COMPLETED).sum() > 300
+    assert (o.status == Status.ABORTED).sum() > 20
+    assert np.all(o.status != Status.PENDING)
+
+
+def test_held_requests_move_with_their_shard_where_who_holds_them_stands_no_more() -> None:
     closed = with_function("def ceiling(request, replica, fleet):\n    return 0")
     simulation = Simulation(burst(50), fleet(2, H100), SLO, 0)
     simulation.allocate([SimCell(closed, (0, 1), ALL_SHARDS)])
@@ -229,7 +287,7 @@ def test_held_requests_move_with_their_shard() -> None:
     assert np.all(simulation.outcome().status == Status.PENDING)
     assert np.all(simulation.outcome().cell == -1)
     simulation.allocate(
-        [SimCell(LEAST, (0,), ALL_SHARDS[:32]), SimCell(closed, (1,), ALL_SHARDS[32:])]
+        [SimCell(LEAST, (0,), ALL_SHARDS[:32]), SimCell(closed, (1,), ALL_SHARDS[32:])], []
     )
     simulation.advance(math.inf)
     o = simulation.outcome()
