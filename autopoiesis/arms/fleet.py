@@ -183,11 +183,15 @@ def _averaged(old: float, new: float) -> float:
 def first_token(
     state: FleetState, r: int, uncached_tokens: float, context_tokens: float, ttft_s: float
 ) -> None:
-    """Account for a request's first token; `context_tokens` is its prompt plus predicted output."""
+    """Account for a request's first token; `context_tokens` is its prompt plus predicted output.
+
+    Where `ttft_s` is NaN nobody knows how long it took.
+    """
     row = state.replica[r]
     row[QUEUED_PREFILL] = max(row[QUEUED_PREFILL] - uncached_tokens, 0.0)
     row[DECODING] += context_tokens
-    row[TTFT] = _averaged(row[TTFT], ttft_s)
+    if not np.isnan(ttft_s):
+        row[TTFT] = _averaged(row[TTFT], ttft_s)
 
 
 @entry

@@ -298,9 +298,7 @@ class WindowLoop:
     def follow_clock(self, by_s: float) -> None:
         """Move all times that are remembered: the clock was set by so much."""
         for window in self._windows.values():
-            if window.ended_s > 0.0:
-                window.started_s += by_s
-                window.ended_s += by_s
+            window.follow_clock(by_s)
         self.triggers.follow_clock(by_s)
 
     def charge(self, arm_id: str, utility: float) -> None:
@@ -347,9 +345,9 @@ class WindowLoop:
                 self.proposed = drawn, told
             allocation = keep(held, window, members_of(replicas), serving, self.control().id)
             self._grounds = self._draw.grounds(window, self.rails, {})
-        last = self._last_allocation()
-        before = max(last.arms(), key=last.share) if last else ""
-        self._windows[window] = Remembered(allocation, self.beliefs.vector, before=before)
+        last = self._windows.get(window - 1)
+        earlier = last.followed() if last else ()
+        self._windows[window] = Remembered(allocation, self.beliefs.vector, earlier=earlier)
         return allocation
 
     def _drawn(self, window: int, replicas: Sequence[ReplicaSpec]) -> tuple[Allocation, Grounds]:

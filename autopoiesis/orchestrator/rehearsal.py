@@ -10,18 +10,17 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
-from numpy.typing import NDArray
 
 from autopoiesis.arms.machine import Program
 from autopoiesis.arms.objective import Objective
 from autopoiesis.orchestrator.observation import Observation, unfinished
-from autopoiesis.orchestrator.rerun import replay_each, replay_under
-from autopoiesis.orchestrator.reward import Judged
+from autopoiesis.orchestrator.rerun import Stage, replay_each, replay_under
+from autopoiesis.orchestrator.reward import Judged, paces
 from autopoiesis.twin.composition import going_on
-from autopoiesis.twin.simulation import SimCell
+from autopoiesis.twin.outcome import Status
+from autopoiesis.twin.python_policy import PythonPolicy
+from autopoiesis.twin.simulation import Backlog, SimCell, shards
 from autopoiesis.twin.trace import Trace
-
-Ints = NDArray[np.int64]
 
 WARMUP_WINDOWS = 2
 """Windows that are replayed before the one that counts."""
@@ -48,8 +47,8 @@ class Rehearsal:
     ended_s: float
     objective: Objective
     seed: int
-    before: Program | None = None
-    """The arm that led the window before, and leads in the warm-up; None: whoever serves the window."""
+    before: tuple[Stage, ...] = ()
+    """Who served the windows before, in order; they serve in the warm-up. None: whoever serves the window."""
 
     @property
     def warm_s(self) -> float:
@@ -68,22 +67,40 @@ class Rehearsal:
         return len(self._replayed[0]) if counted[0] < counted[1] and self.seen.replicas else 0
 
     @cached_property
-    def _replayed(self) -> tuple[Trace, Ints]:
+    def _replayed(self) -> tuple[Trace, Backlog]:
         """What is replayed: the backlog at the start of the warm-up, then what arrived since."""
-        return self._since(self.warm_s)
+        trace, backlog = self._since(self.warm_s)
+        shard = shards(trace)
+        holders: list[Program | PythonPolicy] = []
+        held_by = np.full(len(trace), -1, np.int64)
+        for i in np.flatnonzero((trace.arrival_s < self.warm_s) & (backlog.replica < 0)).tolist():
+            stages = [s for s in self.before if s.began_s <= trace.arrival_s[i]]
+            for cell in stages[-1].cells if stages else ():
+                if shard[i] in cell.shards:
+                    held_by[i] = len(holders)
+                    holders.append(cell.program)
+        return trace, backlog._replace(held_by=held_by, holders=tuple(holders))
 
-    def _since(self, warm_s: float) -> tuple[Trace, Ints]:
-        """Return the backlog at a time and what has arrived since, and in which replicas' queues that backlog is."""
+    def _since(self, warm_s: float) -> tuple[Trace, Backlog]:
+        """Return the backlog at a time and what has arrived since, and how far that backlog was."""
         outcome = self.seen.outcome
         rows = np.flatnonzero(unfinished(outcome, warm_s) & (outcome.arrival_s < self.seen.ended_s))
         trace, outcome = self.seen.trace.select(rows), outcome.select(rows)
-        # What was already generated is not generated again; the prompt is recomputed.
-        generating = outcome.first_token_s < warm_s
-        took_s = np.maximum(outcome.finished_s - outcome.first_token_s, 1e-9)
-        left = np.where(generating, (outcome.finished_s - warm_s) / took_s, 1.0)
-        tokens = np.rint(trace.output_tokens * np.nan_to_num(left, nan=1.0))
-        trace = replace(trace, output_tokens=np.maximum(tokens, 1).astype(np.int64))
-        return trace, np.where(outcome.dispatched_s < warm_s, outcome.replica, -1)
+        replica = np.where(outcome.dispatched_s < warm_s, outcome.replica, -1)
+        generating = (outcome.first_token_s < warm_s) & (replica >= 0)
+        pace_s = np.where(
+            outcome.status == Status.COMPLETED,
+            outcome.tpot_s,
+            paces(outcome, self.started_s, self.seen.ended_s),
+        )
+        with np.errstate(divide="ignore", invalid="ignore"):
+            later = np.nan_to_num((warm_s - outcome.first_token_s) / pace_s, posinf=0.0)
+        most = np.maximum(trace.output_tokens - 1, 1)
+        generated = np.where(generating, np.clip(1.0 + np.floor(later), 1, most), 0)
+        generated = generated.astype(np.int64)
+        trace = replace(trace, output_tokens=np.maximum(trace.output_tokens, generated + 1))
+        backlog = Backlog(replica, generated, outcome.first_token_s, np.full(len(trace), -1))
+        return trace, backlog
 
     def under(self, programs: Mapping[str, Program]) -> dict[str, Judged]:
         """Return the window's requests as each arm serves them."""
@@ -94,7 +111,7 @@ class Rehearsal:
             self.objective,
             self._bounds_s,
             self.seed,
-            before=self.before,
+            before=self._warming,
         )
 
     def split(
@@ -109,8 +126,21 @@ class Rehearsal:
             for i, (replicas, shards) in enumerate(sides)
         ]
         return replay_under(
-            *self._replayed, self.seen.replicas, cells, self.objective, self._bounds_s, self.seed
+            *self._replayed,
+            self.seen.replicas,
+            cells,
+            self.objective,
+            self._bounds_s,
+            self.seed,
+            before=self._warming,
         )
+
+    @property
+    def _warming(self) -> tuple[Stage, ...]:
+        """Who serves in the warm-up: from the stage on that was under way when it begins."""
+        stages = [stage for stage in self.before if stage.began_s < self.started_s]
+        under_way = [i for i, stage in enumerate(stages) if stage.began_s <= self.warm_s]
+        return tuple(stages[max(under_way, default=0) :])
 
     @property
     def _bounds_s(self) -> tuple[float, float, float, float]:
@@ -129,13 +159,12 @@ class Rehearsal:
         warm_s = self._begin(self.ended_s - (LONG_WINDOWS + LONG_WARM_UP) * length_s)
         past, queued = self._since(warm_s)
         trace = going_on(past, self.started_s, self.ended_s, GOES_ON)
-        placed = np.full(len(trace), -1)
-        known = min(len(queued), len(past.until(self.ended_s)))
-        placed[:known] = queued[:known]
+        known = len(past.until(self.ended_s))
+        queued = queued.resized(known).resized(len(trace))
         counted_s = self.ended_s + (GOES_ON - 1) * length_s
         judged = replay_each(
             trace,
-            placed,
+            queued,
             self.seen.replicas,
             programs,
             self.objective,

@@ -4,6 +4,7 @@ The number of simulated requests per window is bounded; arms that played come fi
 """
 
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -14,7 +15,10 @@ from autopoiesis.arms.registry import Registry
 from autopoiesis.orchestrator.observation import Observation
 from autopoiesis.orchestrator.rehearsal import STRESS, STRESS_WEIGHT, Rehearsal, affordable
 from autopoiesis.orchestrator.remembered import Remembered
+from autopoiesis.orchestrator.rerun import Stage
 from autopoiesis.orchestrator.reward import Judged
+from autopoiesis.twin.capacity import ReplicaSpec
+from autopoiesis.twin.simulation import SimCell
 
 REHEARSALS = 9
 """Replays per arm and window: when it has ended and when it settles, and two long ones, each worth three and a half."""
@@ -127,6 +131,27 @@ class Replays:
         return [a.id for a in self._registry.fast() if a.state is State.SHADOW]
 
     def _rehearsal(self, of: Remembered, seen: Observation) -> Rehearsal:
-        known = {arm.id for arm in self._registry.all()}
-        before = self._registry.program(of.before) if of.before in known else None
+        stages = [self._stage(at_s, cells, seen.replicas) for at_s, cells in of.earlier]
+        before = tuple(stage for stage in stages if stage.cells)
         return Rehearsal(seen, of.started_s, of.ended_s, self._objective, self._seed, before)
+
+    def _stage(
+        self, began_s: float, allocation: Allocation, replicas: Sequence[ReplicaSpec]
+    ) -> Stage:
+        """Return who served, for the twin; who is unknown or has no replica left is left out.
+
+        The first of the others has their shards.
+        """
+        known = {arm.id for arm in self._registry.all()}
+        index = {r.name: i for i, r in enumerate(replicas)}
+        cells: list[SimCell] = []
+        lost: list[int] = []
+        for cell in allocation.cells:
+            there = tuple(index[r] for r in cell.replicas if r in index)
+            if there and cell.arm_id in known:
+                cells.append(SimCell(self._registry.program(cell.arm_id), there, cell.shards))
+            else:
+                lost += cell.shards
+        if cells and lost:
+            cells[0] = replace(cells[0], shards=(*cells[0].shards, *lost))
+        return Stage(began_s, tuple(cells))

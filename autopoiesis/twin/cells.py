@@ -112,13 +112,14 @@ def groups(
 
 def taken_over(
     cells: Sequence[SimCell],
-    held: Sequence[tuple[int, Program | PythonPolicy]],
+    held: Sequence[tuple[int, Program | PythonPolicy | None]],
     standing: Collection[Program | PythonPolicy] | None,
 ) -> tuple[list[Guest], list[int]]:
     """Return the guests there are beside these cells, and each held request's group among all.
 
-    `held` are requests' shards and the policies that hold them. One that is not `standing` (None: all
-    are), or of another kind than those that serve now, leaves its requests to the group of the shard.
+    `held` are requests' shards and the policies that hold them, None where nobody knows. One that is not
+    `standing` (None: all are), or of another kind than those that serve now, leaves its requests to the
+    group of the shard.
     """
     may_stay = None if standing is None else set(map(identity, standing))
     pooled = pool(cells)
@@ -127,9 +128,12 @@ def taken_over(
     guests: dict[tuple[Hashable, int], Guest] = {}
     at: list[int] = []
     for shard, program in held:
-        key, host = identity(program), owner[shard]
-        stays = may_stay is None or key in may_stay
-        if numbers.get(key) == host or not stays or type(program) is not type(cells[0].program):
+        host = owner[shard]
+        if program is None or type(program) is not type(cells[0].program):
+            at.append(host)
+            continue
+        key = identity(program)
+        if numbers.get(key) == host or not (may_stay is None or key in may_stay):
             at.append(host)
             continue
         guests.setdefault((key, host), Guest(program, host))

@@ -50,6 +50,7 @@ from autopoiesis.twin.scheduler import (
     complete,
     cut,
     fits,
+    go_on,
     plan,
     submit,
     used_blocks,
@@ -101,6 +102,8 @@ class Ledger(NamedTuple):
     """(n, 2): uncached prompt tokens and context tokens, as told to the fleet's accounting."""
     held_by: NDArray[np.int64]
     """(n,): the group that holds the request, -1 if none."""
+    begun: NDArray[np.int64]
+    """(n,): tokens that were out before time 0."""
     neighbour: NDArray[np.int64]
     """(n, 2): the next and the previous request held by the same group, -1 at the ends."""
 
@@ -237,6 +240,13 @@ def _send(w: World, i: int, r: int, blocks: NDArray[np.int64], now_s: float) -> 
 
 
 @kernel
+def _go_on(w: World, i: int, r: int) -> None:
+    """Let request i, just sent, go on where it was at time 0."""
+    go_on(w.engines, i, w.ledger.begun[i])
+    first_token(w.fleet, r, w.ledger.charge[i, 0], w.ledger.charge[i, 1], np.nan)
+
+
+@kernel
 def _shed(w: World, i: int) -> None:
     w.ledger.cell[i] = w.groups.cell_of_shard[w.traffic.shard[i]]
     w.ledger.status[i] = SHED
@@ -313,12 +323,7 @@ def _release_on(w: World, g: int, now_s: float) -> None:
 @kernel
 def _take_arrival(w: World, i: int, now_s: float) -> None:
     t = w.traffic
-    if w.ledger.replica[i] >= 0:  # of the backlog: it is in that replica's queue already
-        blocks = t.blocks[t.block_start[i] : t.block_start[i + 1]]
-        _send(w, i, int(w.ledger.replica[i]), blocks, now_s)
-        return
-    if t.arrival_s[i] >= 0.0:
-        arrive(w.fleet, float(t.input_tokens[i]), now_s)
+    arrive(w.fleet, float(t.input_tokens[i]), now_s)
     g = int(w.groups.of_shard[t.shard[i]])
     program, group = _program(w.groups, g), _group(w.groups, g)
     _describe_request(w, program, i, now_s)
@@ -481,11 +486,8 @@ def _run(w: World, until_s: float) -> None:
     while cursor[STOPPED] == RUNS:
         r = _next_step(e.clock)
         step_s = e.clock[r, END]
-        # What came before time 0 is a backlog: it is there when the simulation begins.
         arrival_s = (
-            max(float(t.arrival_s[cursor[ARRIVED]]), float(clock[NOW]))
-            if cursor[ARRIVED] < len(t.arrival_s)
-            else np.inf
+            float(t.arrival_s[cursor[ARRIVED]]) if cursor[ARRIVED] < len(t.arrival_s) else np.inf
         )
         leave_s = (
             t.arrival_s[cursor[LEFT]] + clock[PATIENCE]
@@ -530,6 +532,21 @@ def _rehold(w: World, requests: NDArray[np.int64]) -> None:
 
 
 @kernel
+def _begin(w: World, requests: NDArray[np.int64]) -> None:
+    t, now_s = w.traffic, w.clock_s[NOW]
+    i = 0
+    while i < len(t.arrival_s) and t.arrival_s[i] < 0.0:
+        r = w.ledger.replica[i]
+        if r >= 0:
+            _send(w, i, r, t.blocks[t.block_start[i] : t.block_start[i + 1]], now_s)
+            if w.ledger.begun[i] > 0:
+                _go_on(w, i, r)
+        i += 1
+    w.cursor[ARRIVED] = i
+    _rehold(w, requests)
+
+
+@kernel
 def _rescue(w: World, requests: NDArray[np.int64]) -> None:
     for i in requests:
         _place_again(w, i, w.clock_s[NOW])
@@ -552,6 +569,12 @@ def run(w: World, until_s: float) -> None:
 def count_generated(w: World, counts: NDArray[np.int64]) -> None:
     """Set the tokens of each request that have come so far, (requests,)."""
     _count_generated(w.engines, w.ledger.replica, w.clock_s[NOW], counts)
+
+
+@entry
+def begin(w: World, requests: NDArray[np.int64]) -> None:
+    """Put what came before time 0 where it is then: at its replica, or, (n, 2), held by these groups."""
+    _begin(w, requests)
 
 
 @entry

@@ -54,8 +54,9 @@ INPUT, OUTPUT, GENERATED, COMPUTED, SCHEDULED, PRIVATE, SHARED, CACHED = range(8
 """Columns of `Engines.slots` [tokens; KV blocks; cache entries]. While decoding, COMPUTED is what is
 computed minus the replica's TICK, and GENERATED and PRIVATE follow from it. CACHED is -1 before
 admission."""
-TICKET, AFTER, BEFORE, PLACE, HASHES_FROM, HASHES = range(8, 14)
-"""More columns: order of submission, list neighbours, where it is, its usable block hashes."""
+TICKET, AFTER, BEFORE, PLACE, HASHES_FROM, HASHES, THERE = range(8, 15)
+"""More columns: order of submission, list neighbours, where it is, its usable block hashes, and tokens that
+are in memory when it is admitted, of its own."""
 
 NOWHERE, WAITS, PREFILLS, DECODES = range(4)
 """Values of PLACE."""
@@ -83,7 +84,7 @@ class Engines(NamedTuple):
     heap: NDArray[np.int64]
     """(R, most sequences): of the decoding sequences, tick of the last token << 32 | slot."""
     slots: NDArray[np.int64]
-    """(sequences, 14)"""
+    """(sequences, 15)"""
     priority: NDArray[np.float64]
     """(sequences,): lower is more urgent."""
     hashes: NDArray[np.int64]
@@ -122,7 +123,7 @@ def engines(
         clock=clock,
         phase=np.zeros((replicas, block_tokens), np.int64),
         heap=np.zeros((replicas, most), np.int64),
-        slots=np.zeros((slots, 14), np.int64),
+        slots=np.zeros((slots, 15), np.int64),
         priority=np.zeros(slots),
         hashes=hashes,
         events=np.zeros((most, 2), np.int64),
@@ -337,6 +338,14 @@ def submit(
 
 
 @kernel
+def go_on(e: Engines, slot: int, generated: int) -> None:
+    """Let a request that was just queued go on after so many tokens, with all of them and its prompt in memory."""
+    row = e.slots[slot]
+    row[GENERATED] = generated
+    row[THERE] = row[INPUT] + generated - 1
+
+
+@kernel
 def _leave(e: Engines, r: int, slot: int) -> None:
     """Take a sequence that is not in the sums out of the running ones; its blocks become free."""
     row = e.slots[slot]
@@ -410,9 +419,10 @@ def _admit(e: Engines, r: int, left: int) -> int:
         count, idle = cached_entries(e.kv, r, e.hashes[start : start + row[HASHES]])
         tokens = e.kv.sizes[0]
         cached = min(count * e.kv.sizes[1], (total - 1) // tokens * tokens)
-    take = min(total - cached, left)
+    there = max(cached, row[THERE])
+    take = min(total - there, left)
     row[SHARED] = count
-    need = _private_blocks(e, slot, cached + take)
+    need = _private_blocks(e, slot, there + take)
     if need + idle * e.kv.sizes[2] > free_blocks(e.kv, r):
         row[SHARED] = 0
         return TIED if idle > 0 and total > left else BLOCKED
@@ -422,8 +432,10 @@ def _admit(e: Engines, r: int, left: int) -> int:
     _insert(e, r, RUNNING_HEAD, slot, -1)
     counts[RUNNING] += 1
     row[PLACE] = PREFILLS
-    row[PRIVATE] = _private_blocks(e, slot, cached)
-    row[COMPUTED] = cached
+    row[PRIVATE] = _private_blocks(e, slot, there)
+    allocate(e.kv, r, row[PRIVATE])
+    row[COMPUTED] = there
+    row[THERE] = 0  # once preempted, it is computed anew
     if row[CACHED] < 0:
         row[CACHED] = cached
         counts[PREFIX_QUERIES] += row[INPUT]

@@ -3,6 +3,7 @@
 import math
 from collections import deque
 from collections.abc import Collection, Sequence
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,18 +30,50 @@ from autopoiesis.twin.python_policy import Functions, PythonPolicy
 from autopoiesis.twin.trace import Trace
 
 Ints = NDArray[np.int64]
+Floats = NDArray[np.float64]
 
 _NO_LIMIT = 1 << 40
+
+
+class Backlog(NamedTuple):
+    """Where each of a trace's n requests is at time 0; it says something of those that arrived before."""
+
+    replica: Ints
+    """(n,): the replica that it was sent to, -1 if none."""
+    generated_tokens: Ints
+    """(n,): tokens that were out, fewer than it generates in all; 0 before the first."""
+    first_token_s: Floats
+    """(n,): when the first one was out; not used where none was."""
+    held_by: Ints
+    """(n,): who of `holders` holds it where it is at no replica; -1: whoever serves its shard."""
+    holders: tuple[Program | PythonPolicy, ...] = ()
+
+    def resized(self, count: int) -> "Backlog":
+        """Return the same for a trace cut off, or that goes on, at `count` requests."""
+        more = max(count - len(self.replica), 0)
+        return Backlog(
+            np.append(self.replica[:count], np.full(more, -1)),
+            np.append(self.generated_tokens[:count], np.zeros(more, np.int64)),
+            np.append(self.first_token_s[:count], np.full(more, np.nan)),
+            np.append(self.held_by[:count], np.full(more, -1)),
+            self.holders,
+        )
+
+
+def no_backlog(requests: int) -> Backlog:
+    """Return the backlog of a fleet in which nothing was going on."""
+    nothing = np.full(requests, -1, np.int64)
+    return Backlog(nothing, np.zeros(requests, np.int64), np.full(requests, np.nan), nothing.copy())
 
 
 class Simulation:
     """A fleet that serves a trace; the same inputs and seed give the same outcome, bit for bit.
 
     Call `allocate`, then `advance`, as often as wanted. `capacity` is what happens to the replicas
-    on the way; those that are not `present` are off at first. What arrives before time 0 is a backlog: `placed`,
-    (n,), says in which replica's queue each request is already, -1 in none. A client that has had no token
-    `patience_s` after its arrival gives up. `may_become` are specs that a later `change` may bring.
-    `jumps` off makes every decode step an event of its own: slower, and the same to rounding.
+    on the way; those that are not `present` are off at first. What arrives before time 0 is there at time 0,
+    where `backlog` has it. A client that has had no token `patience_s` after its arrival gives up.
+    `may_become` are specs that a later `change` may bring. `jumps` off makes every decode step an event
+    of its own: slower, and the same to rounding.
     """
 
     def __init__(
@@ -55,7 +88,7 @@ class Simulation:
         present: Sequence[bool] | None = None,
         may_become: Sequence[ReplicaSpec] = (),
         patience_s: float = math.inf,
-        placed: Ints | None = None,
+        backlog: Backlog | None = None,
         jumps: bool = True,
     ) -> None:
         if not replicas:
@@ -64,10 +97,13 @@ class Simulation:
             raise ValueError(f"scrape_interval_s must be above 0, got {scrape_interval_s}")
         if not patience_s > 0.0:
             raise ValueError(f"patience_s must be above 0, got {patience_s}")
-        if placed is not None and len(placed) and placed.max() >= len(replicas):
+        backlog = backlog or no_backlog(len(trace))
+        if backlog.replica.max(initial=-1) >= len(replicas):
             raise ValueError(
-                f"`placed` names replica {placed.max()}; there are {len(replicas)}, from 0"
+                f"`backlog` names replica {backlog.replica.max()}; there are {len(replicas)}, from 0"
             )
+        if np.any(backlog.generated_tokens >= np.maximum(trace.output_tokens, 1)):
+            raise ValueError("what is in the `backlog` must have tokens to generate yet")
         there = (True,) * len(replicas) if present is None else tuple(present)
         if len(there) != len(replicas):
             raise ValueError(f"`present` tells of {len(there)} replicas; there are {len(replicas)}")
@@ -83,6 +119,8 @@ class Simulation:
         prefix_blocks = largest // entry_tokens if entry_tokens else 0
         self._cells = 0
         self._programs: list[Program | PythonPolicy] = []
+        self._backlog: Backlog | None = backlog
+        """What was there at time 0, until somebody serves."""
         self._functions: list[Functions] = []
         self._world = World(
             traffic=Traffic(
@@ -98,13 +136,14 @@ class Simulation:
             ),
             ledger=Ledger(
                 cell=np.full(n, -1, np.int64),
-                replica=np.full(n, -1, np.int64) if placed is None else placed.astype(np.int64),
+                replica=backlog.replica.astype(np.int64),
                 status=np.zeros(n, np.int64),
                 dispatched_s=np.full(n, np.nan),
-                first_token_s=np.full(n, np.nan),
+                first_token_s=np.where(backlog.generated_tokens > 0, backlog.first_token_s, np.nan),
                 finished_s=np.full(n, np.nan),
                 charge=np.zeros((n, 2)),
                 held_by=np.full(n, -1, np.int64),
+                begun=backlog.generated_tokens.astype(np.int64),
                 neighbour=np.full((n, 2), -1, np.int64),
             ),
             groups=groups([], count, 0),
@@ -149,10 +188,8 @@ class Simulation:
         self._check_policies()
         check(cells, len(self.replicas))
         w = self._world
-        held = np.flatnonzero(w.ledger.held_by >= 0)
-        waiting = [
-            (int(w.traffic.shard[i]), self._programs[w.ledger.held_by[i]]) for i in held.tolist()
-        ]
+        held, holders = self._held()
+        waiting = list(zip(w.traffic.shard[held].tolist(), holders, strict=True))
         counts = zip(self._programs, w.groups.counters[:, 0].tolist(), strict=True)
         decisions = {identity(p): n for p, n in reversed([*counts])}
         guests, taken_by = taken_over(cells, waiting, standing)
@@ -162,9 +199,24 @@ class Simulation:
         self._functions = python_functions(self._programs, made, self._stop)
         self._world = w._replace(groups=made)
         self._cells += len(cells)
-        if len(held):
-            events.rehold(self._world, np.column_stack([held, taken_by]))
-            self._check_policies()
+        hold = np.column_stack([held, np.array(taken_by, np.int64)])
+        if self._backlog is not None:
+            self._backlog = None
+            events.begin(self._world, hold)
+        elif len(held):
+            events.rehold(self._world, hold)
+        self._check_policies()
+
+    def _held(self) -> tuple[Ints, list[Program | PythonPolicy | None]]:
+        """Return the requests that are held, in order of arrival, and by whom."""
+        if self._backlog is None:
+            held_by = self._world.ledger.held_by
+            rows = np.flatnonzero(held_by >= 0)
+            return rows, [self._programs[g] for g in held_by[rows].tolist()]
+        there = self._backlog
+        rows = np.flatnonzero((self._world.traffic.arrival_s < 0.0) & (there.replica < 0))
+        known: list[Program | PythonPolicy | None] = [*there.holders, None]
+        return rows, [known[h] for h in there.held_by[rows].tolist()]
 
     def advance(self, until_s: float) -> None:
         """Simulate up to `until_s` inclusive; with infinity, until nothing happens any more."""

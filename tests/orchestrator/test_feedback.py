@@ -8,6 +8,7 @@ from autopoiesis.orchestrator.feedback import Played, TwinCorrection, regret_of,
 from autopoiesis.orchestrator.rehearsal import affordable
 from autopoiesis.orchestrator.rerun import replay_under
 from autopoiesis.twin.cells import SimCell
+from autopoiesis.twin.simulation import no_backlog
 
 OBJECTIVE = Objective(0.3, 0.03)
 
@@ -91,7 +92,7 @@ def rehearsed():
     names = {a.name: a.id for a in arms.all()}
     bounds_s = (0.0, 10.0, 20.0, 30.0)
     everything = (0, 1, 2), tuple(range(SHARDS))
-    nowhere = np.full(len(trace), -1)
+    nowhere = no_backlog(len(trace))
     judged = {
         arm: replay_under(
             trace, nowhere, fleet(3), [SimCell(program, *everything)], OBJECTIVE, bounds_s, 0

@@ -17,7 +17,15 @@ from autopoiesis.arms.seeds import seed_arms
 from autopoiesis.twin.events import HELD_LIMIT, HELD_LIMIT_S
 from autopoiesis.twin.latency import profile
 from autopoiesis.twin.outcome import Outcome, Status
-from autopoiesis.twin.simulation import ReplicaSpec, SimCell, Simulation, run_arm, shards
+from autopoiesis.twin.simulation import (
+    Backlog,
+    ReplicaSpec,
+    SimCell,
+    Simulation,
+    no_backlog,
+    run_arm,
+    shards,
+)
 from autopoiesis.twin.trace import Trace
 
 H100 = profile("h100-llama-3-8b-tp1-bf16")
@@ -448,45 +456,76 @@ def test_the_kernels_neither_keep_nor_drop_references() -> None:
     assert [sys.getrefcount(a) for a in arrays(simulation._world)] == before
 
 
-def test_a_simulation_can_begin_with_the_backlog_of_another():
-    """What was in the replicas' queues is there again; what comes later fares as it did."""
+def backlog_at(o: Outcome, rows: np.ndarray, at_s: float) -> Backlog:
+    """Where a simulation's unfinished requests are at a time, counted from that time."""
+    return Backlog(
+        replica=np.where(o.dispatched_s[rows] < at_s, o.replica[rows], -1),
+        generated_tokens=np.where(o.arrival_s[rows] < at_s, o.generated_tokens[rows], 0),
+        first_token_s=o.first_token_s[rows] - at_s,
+        held_by=np.where(o.arrival_s[rows] < at_s, 0, -1),
+    )
+
+
+def test_a_simulation_goes_on_from_the_backlog_of_another():
+    """What ran goes on where it was, what was queued is queued, and what comes later fares as it did."""
     trace, fleet = random_trace(1200, 30.0), [ReplicaSpec(f"r{i}", SMALL) for i in range(2)]
     whole = [SimCell(LEAST, (0, 1), ALL_SHARDS)]
     first = Simulation(trace, fleet, SLO, 0)
     first.allocate(whole)
     first.advance(20.0)
     so_far = first.outcome()
-    rows = np.flatnonzero(
-        (trace.arrival_s >= 20.0)
-        | ((so_far.status == Status.PENDING) & (so_far.dispatched_s < 20.0))
-    )
+    rows = np.flatnonzero((trace.arrival_s >= 20.0) | (so_far.status == Status.PENDING))
     first.advance(np.inf)
-    assert (trace.arrival_s[rows] < 20.0).sum() > 10
     again = trace.select(rows)
     again = replace(again, arrival_s=again.arrival_s - 20.0)
-    placed = np.where(again.arrival_s < 0.0, so_far.replica[rows], -1)
-    second = Simulation(again, fleet, SLO, 0, placed=placed)
+    backlog = backlog_at(so_far, rows, 20.0)
+    assert (backlog.generated_tokens > 1).sum() > 10
+    assert ((backlog.replica >= 0) & (backlog.generated_tokens == 0)).sum() > 10
+    second = Simulation(again, fleet, SLO, 0, backlog=backlog)
     second.allocate(whole)
     second.advance(np.inf)
-    told = second.outcome()
-    backlog = again.arrival_s < 0.0
-    assert (told.replica[backlog] == placed[backlog]).all()
-    assert (told.dispatched_s[backlog] == 0.0).all()
-    later = ~backlog
-    really = first.outcome().select(rows)
-    assert np.median(told.ttft_s[later]) == pytest.approx(np.median(really.ttft_s[later]), rel=0.25)
-    blind = Simulation(again.select(np.flatnonzero(later)), fleet, SLO, 0)
-    blind.allocate(whole)
-    blind.advance(np.inf)
-    assert np.median(blind.outcome().ttft_s) < 0.5 * np.median(really.ttft_s[later])
+    told, really = second.outcome(), first.outcome().select(rows)
+    assert np.all(told.status == Status.COMPLETED)
+    there = again.arrival_s < 0.0
+    assert (told.replica[there] == backlog.replica[there]).all()
+    assert (told.dispatched_s[there] == 0.0).all()
+    ran = backlog.generated_tokens > 0
+    assert np.allclose(told.first_token_s[ran], really.first_token_s[ran] - 20.0)
+    late_s = told.finished_s[ran] - (really.finished_s[ran] - 20.0)
+    assert np.abs(late_s).max() < 1.0
+    later = ~there
+    assert np.median(told.ttft_s[later]) == pytest.approx(np.median(really.ttft_s[later]), rel=0.1)
+    assert np.nanmedian(told.tpot_s[later]) == pytest.approx(
+        np.nanmedian(really.tpot_s[later]), rel=0.1
+    )
 
 
-def test_a_backlog_cannot_be_in_a_replica_that_there_is_not():
-    trace = random_trace(3, 30.0)
-    with pytest.raises(ValueError, match="`placed` names replica 2; there are 2"):
-        Simulation(
-            trace, [ReplicaSpec(f"r{i}", SMALL) for i in range(2)], SLO, 0, placed=np.full(3, 2)
-        )
+def test_what_is_held_at_first_is_held_by_who_held_it():
+    one_each = with_function("def ceiling(request, replica, fleet):\n    return 1")
+    shed_all = with_function("def admit(request, fleet):\n    return 0")
+    trace = replace(burst(20), arrival_s=np.linspace(-2.0, -1.0, 20))
+    held = no_backlog(20)._replace(held_by=np.zeros(20, np.int64), holders=(one_each,))
+    simulation = Simulation(trace, fleet(1, H100), SLO, 0, backlog=held)
+    simulation.allocate([SimCell(shed_all, (0,), ALL_SHARDS)])
+    simulation.advance(math.inf)
+    o = simulation.outcome()
+    assert_conserved(o)
+    assert np.all(o.status == Status.COMPLETED)  # nobody is asked a second time
+    assert in_flight(o, 0) == 1
+    free = Simulation(trace, fleet(1, H100), SLO, 0)  # nobody knows who held it
+    free.allocate([SimCell(shed_all, (0,), ALL_SHARDS)])
+    free.advance(math.inf)
+    assert np.all(free.outcome().dispatched_s == 0.0)
+
+
+def test_a_backlog_that_cannot_be_is_refused():
+    trace, there = random_trace(3, 30.0), [ReplicaSpec(f"r{i}", SMALL) for i in range(2)]
+    elsewhere = no_backlog(3)._replace(replica=np.full(3, 2))
+    with pytest.raises(ValueError, match="`backlog` names replica 2; there are 2"):
+        Simulation(trace, there, SLO, 0, backlog=elsewhere)
+    done = no_backlog(3)._replace(generated_tokens=trace.output_tokens)
+    with pytest.raises(ValueError, match="tokens to generate yet"):
+        Simulation(trace, there, SLO, 0, backlog=done)
 
 
 def test_the_tokens_of_a_running_stream_are_counted_at_any_moment():
