@@ -13,7 +13,6 @@ from autopoiesis.arms.machine import Program
 from autopoiesis.arms.parts import parts_of
 from autopoiesis.arms.slow import SlowPolicy, verify_slow
 from autopoiesis.synthesis.archive import Elite
-from autopoiesis.synthesis.behaviour import Behaviour
 from autopoiesis.synthesis.brief import Brief, Incumbent
 from autopoiesis.synthesis.complement import by_complement
 from autopoiesis.synthesis.probe import REQUESTS, STATES, Probe
@@ -46,9 +45,6 @@ FUTILE_CONFIDENCE = 0.8
 PROBED = STATES * REQUESTS
 KEPT = 4
 """Fewest candidates of a generation that go on from one round of the race to the next."""
-HEAT = 8
-"""First replays of a race, surges and the newest windows: a generation runs no more, so that there are more of them."""
-
 SPECIALIST_LOSS = 0.05
 """What a candidate may lose on hold-out windows as they were, if it gains more in what may come: the bandit
 gives usual windows to others."""
@@ -185,11 +181,6 @@ class Gates:
         return tuple(self._course.known(policy_id, cell) for cell in reversed(self._as_it_was))
 
     @property
-    def rest_of_race(self) -> int:
-        """Replays from the end of the heat to the end of the race."""
-        return max(len(self.race_on) - HEAT, 0)
-
-    @property
     def holdout_replays(self) -> int:
         """Replays that one finalist costs in the hold-out."""
         return len(self._holdout_on) + len(self._futures_on)
@@ -262,17 +253,18 @@ class Gates:
         return True
 
     def race(self, candidates: Sequence[Candidate]) -> list[Candidate]:
-        """Run a generation's heat replay by replay; losers and the slower half drop out as it goes.
+        """Race a generation window by window; losers and the slower half drop out as it goes.
 
-        Returns those that came through, best first.
+        Returns those that finished, best first.
         """
-        heat = self.race_on[:HEAT]
         for candidate in candidates:
             candidate.gate = "race"
         running = sorted(candidates, key=_mean_gain, reverse=True)
-        for done in range(1, len(heat) + 1):
+        for done in range(1, len(self.race_on) + 1):
             for candidate in running:
-                candidate.gain = self.gain(*candidate.runnable, heat[:done], FUTILE_CONFIDENCE)
+                candidate.gain = self.gain(
+                    *candidate.runnable, self.race_on[:done], FUTILE_CONFIDENCE
+                )
             for candidate in running:
                 if candidate.gain and candidate.gain.high < 0.0:
                     candidate.reject("race", f"behind {self.best.name} after {done} replays")
@@ -284,19 +276,11 @@ class Gates:
                 )
             running = running[:keep]
         for candidate in running:
-            candidate.gain = self.gain(*candidate.runnable, heat)
+            candidate.gain = self.gain(*candidate.runnable, self.race_on)
         return running
 
-    def finish(self, candidate: Candidate) -> None:
-        """Let one that has come through its heat run the rest of the race."""
-        candidate.gain = self.gain(*candidate.runnable, self.race_on)
-
-    def behaviour(self, candidate: Candidate) -> Behaviour:
-        """Return how a candidate behaved in its heat."""
-        return self._course.behaviour(candidate.id, self.race_on[:HEAT])
-
     def elite(self, candidate: Candidate) -> Elite:
-        """Return what the archive keeps of a candidate that has finished its race."""
+        """Return what the archive keeps of a candidate that has finished the race."""
         policy_id, program = candidate.runnable
         assert candidate.policy is not None
         slow = candidate.slow.source if candidate.slow else ""

@@ -18,16 +18,14 @@ from autopoiesis.telemetry.records import SynthesisRow
 
 GENERATION = 24
 """Proposals asked for at a time."""
-FINISHERS = 8
-"""Most candidates that run a whole race: the best of all heats."""
 FINALISTS = 4
 """Most candidates that see the hold-out: each look at it costs some of its honesty."""
 PROMOTED = 2
 """Most candidates promoted by one cycle."""
 BREEDERS = 10
-"""Candidates that came through their heats and may become parents, besides the incumbents."""
+"""Raced candidates that may become parents, besides the incumbents."""
 HOLDOUT_SHARE = 0.4
-"""Largest share of the budget kept back for whole races and the hold-out."""
+"""Largest share of the budget kept back for the hold-out."""
 TUNING_SHARE = 0.2
 """Share of the budget kept back for tuning what passes."""
 SEARCHING = 0.7
@@ -141,9 +139,6 @@ class _Cycle:
         )
         self._diagnosed: dict[str, str] = {}
         self._raced: list[Candidate] = []
-        """Those that came through their heats."""
-        self._finished: list[Candidate] = []
-        """Those of them that ran the whole race."""
 
     def close(self) -> None:
         """End what the cycle has started."""
@@ -178,12 +173,11 @@ class _Cycle:
                 )
                 return
         self._deadline.until_s = end_s
-        self._finish_races(gates)
         self._judge_finalists(gates)
         if self._tunes:
             self._tune_promoted(gates)
         self._explain_the_rest()
-        self.bred = [gates.elite(c) for c in self._finished]
+        self.bred = [gates.elite(c) for c in self._raced]
         self.failed = {c.id for c in self.candidates if c.policy and c.gate == "screen"}
         if self.promoted:
             gains = ", ".join(f"{c.runnable[0]} {c.gain}" for c in self.promoted)
@@ -196,10 +190,10 @@ class _Cycle:
             self.conclusion += f" {self._proposer.origin} says: {' '.join(remarks)}"
 
     def _kept_back_s(self, gates: Gates) -> float:
-        """Return the time that whole races and the hold-out will need, from what replays have cost so far."""
+        """Return the time that the hold-out will need, from what replays have cost so far."""
         replay_s = (self._clock() - self.started_s) / max(self._course.replays, 1)
-        replays = FINISHERS * gates.rest_of_race + 1.5 * gates.holdout_replays * (FINALISTS + 1)
-        holdout_s = min(replay_s * replays, HOLDOUT_SHARE * self._brief.budget_s)
+        needed_s = 1.5 * replay_s * gates.holdout_replays * (FINALISTS + 1)
+        holdout_s = min(needed_s, HOLDOUT_SHARE * self._brief.budget_s)
         return holdout_s + TUNING_SHARE * self._brief.budget_s * self._tunes
 
     def _search(self, gates: Gates) -> None:
@@ -271,7 +265,7 @@ class _Cycle:
         others: list[Candidate] = []
         taken: set[Cell] = set()
         for candidate in self._leaders()[: 4 * BREEDERS]:
-            cell = gates.behaviour(candidate).cell()
+            cell = gates.elite(candidate).cell
             (others if cell in taken else first).append(candidate)
             taken.add(cell)
         return (first + others)[:BREEDERS]
@@ -279,14 +273,8 @@ class _Cycle:
     def _leaders(self) -> list[Candidate]:
         return sorted(self._raced, key=lambda c: c.gain.mean if c.gain else 0.0, reverse=True)
 
-    def _finish_races(self, gates: Gates) -> None:
-        with suppress(OutOfTime):
-            for candidate in self._leaders()[:FINISHERS]:
-                gates.finish(candidate)
-                self._finished.append(candidate)
-
     def _judge_finalists(self, gates: Gates) -> None:
-        worthy = [c for c in self._finished if c.gain and c.gain.mean >= self._brief.min_gain]
+        worthy = [c for c in self._leaders() if c.gain and c.gain.mean >= self._brief.min_gain]
         for finalist in gates.complementary(gates.distinct(worthy))[:FINALISTS]:
             try:
                 if gates.hold_out(finalist):

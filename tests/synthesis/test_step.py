@@ -20,10 +20,8 @@ from autopoiesis.arms.compiler import compile_policy
 from autopoiesis.arms.language import PolicyError, verify
 from autopoiesis.synthesis.brief import BriefError, Incumbent
 from autopoiesis.synthesis.files import FilesProposer
-from autopoiesis.synthesis.gates import HEAT, Candidate, Gates
 from autopoiesis.synthesis.genetic import GeneticProposer
-from autopoiesis.synthesis.proposer import Proposal
-from autopoiesis.synthesis.race import Course, mean_utility
+from autopoiesis.synthesis.race import mean_utility
 from autopoiesis.synthesis.step import PROMOTED, promoted_arms, step
 from autopoiesis.twin.simulation import run_arm
 
@@ -34,21 +32,6 @@ def fresh_utility(source: str, brief) -> float:
     trace = poisson(60.0, 20.0, 991)
     outcome = run_arm(trace, brief.replicas, program, brief.objective, 5)
     return mean_utility(outcome, brief.objective, np.ones(len(trace), bool))
-
-
-def test_a_generation_runs_its_heat_and_a_whole_race_only_who_is_asked_to_finish():
-    brief = uneven_brief()
-    course = Course(brief.replicas, brief.objective, lambda: None)
-    gates = Gates(brief, course)
-    candidate = Candidate(Proposal(BY_SPEED, Origin.GENETIC))
-    assert gates.verify(candidate)
-    assert gates.novelty(candidate)
-    assert gates.screen(candidate)
-    before = course.replays
-    assert gates.race([candidate]) == [candidate]
-    assert course.replays - before == min(HEAT, len(gates.race_on))
-    gates.finish(candidate)
-    assert course.replays - before == len(gates.race_on) > HEAT
 
 
 def test_the_genetic_proposer_beats_speed_blind_arms():
