@@ -22,7 +22,7 @@ class Queue(NamedTuple):
 
 
 class HeldQueues:
-    """Hold at most `capacity` requests each; in what order they leave is the arm's business."""
+    """Have room for `capacity` requests each; in what order they leave is the arm's business."""
 
     def __init__(self, capacity: int = MOST_HELD) -> None:
         self._capacity = capacity
@@ -44,14 +44,14 @@ class HeldQueues:
         """Return the requests that wait in a queue, in order of arrival."""
         return list(self._waiting.get(queue, {}).values())
 
-    def add(self, queue: Queue, flight: Flight) -> bool:
-        """Let a request wait; False if there is no room."""
-        flights = self._waiting.setdefault(queue, {})
-        if len(flights) >= self._capacity:
-            return False
-        flights[flight.key] = flight
+    def is_full(self, queue: Queue) -> bool:
+        """Tell whether there is no room for a new request; those of two queues that become one all stay."""
+        return len(self._waiting.get(queue, {})) >= self._capacity
+
+    def add(self, queue: Queue, flight: Flight) -> None:
+        """Let a request wait."""
+        self._waiting.setdefault(queue, {})[flight.key] = flight
         self._queue_of[flight.key] = queue
-        return True
 
     def remove(self, flight: Flight) -> Queue | None:
         """Take a request out and return where it was, None if it did not wait."""

@@ -123,8 +123,9 @@ class GatewayState:
             return self._by_baseline(arm, flight, error, decision.AGAIN)
         if addresses is not None:
             return addresses
-        if not self.held.add(queue, flight):
+        if self.held.is_full(queue):
             raise Shed("Too many requests are waiting")
+        self.held.add(queue, flight)
         arm.group.counters[1] += 1.0
         return None
 

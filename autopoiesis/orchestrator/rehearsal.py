@@ -1,8 +1,9 @@
 """A settled window once more, in the twin: under every arm, on the whole fleet, with paired seeds.
 
-The windows before it are the warm-up, which begins with the backlog that there really was: requests
-that had arrived and not finished. A second rehearsal under more load tells which arm would hold
-if the load rose; it decides where arms are equal, as they are while load is low.
+The windows before it are the warm-up, under those who served then. It begins with the backlog that there
+really was: requests that had arrived and not finished, each as far as it was. A second rehearsal under
+more load tells which arm would hold if the load rose; it decides where arms are equal, as they are while
+load is low.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,10 +17,11 @@ from autopoiesis.arms.objective import Objective
 from autopoiesis.orchestrator.observation import Observation, unfinished
 from autopoiesis.orchestrator.rerun import Stage, replay_each, replay_under
 from autopoiesis.orchestrator.reward import Judged, paces
+from autopoiesis.twin.backlog import Backlog
 from autopoiesis.twin.composition import going_on
 from autopoiesis.twin.outcome import Status
 from autopoiesis.twin.python_policy import PythonPolicy
-from autopoiesis.twin.simulation import Backlog, SimCell, shards
+from autopoiesis.twin.simulation import SimCell, shards
 from autopoiesis.twin.trace import Trace
 
 WARMUP_WINDOWS = 2
@@ -72,17 +74,24 @@ class Rehearsal:
         trace, backlog = self._since(self.warm_s)
         shard = shards(trace)
         holders: list[Program | PythonPolicy] = []
-        held_by = np.full(len(trace), -1, np.int64)
         for i in np.flatnonzero((trace.arrival_s < self.warm_s) & (backlog.replica < 0)).tolist():
-            stages = [s for s in self.before if s.began_s <= trace.arrival_s[i]]
-            for cell in stages[-1].cells if stages else ():
-                if shard[i] in cell.shards:
-                    held_by[i] = len(holders)
-                    holders.append(cell.program)
-        return trace, backlog._replace(held_by=held_by, holders=tuple(holders))
+            holder = self._served(float(trace.arrival_s[i]), int(shard[i]))
+            if holder is not None:
+                backlog.held_by[i] = len(holders)
+                holders.append(holder)
+        return trace, backlog._replace(holders=tuple(holders))
+
+    def _served(self, at_s: float, shard: int) -> Program | PythonPolicy | None:
+        """Return who served a shard at a time before the window: who held a request then holds it still."""
+        stages = [stage for stage in self.before if stage.began_s <= at_s]
+        cells = stages[-1].cells if stages else ()
+        return next((cell.program for cell in cells if shard in cell.shards), None)
 
     def _since(self, warm_s: float) -> tuple[Trace, Backlog]:
-        """Return the backlog at a time and what has arrived since, and how far that backlog was."""
+        """Return the backlog at a time and what has arrived since, and how far that backlog was.
+
+        How many tokens of a stream were out is told by its pace.
+        """
         outcome = self.seen.outcome
         rows = np.flatnonzero(unfinished(outcome, warm_s) & (outcome.arrival_s < self.seen.ended_s))
         trace, outcome = self.seen.trace.select(rows), outcome.select(rows)
@@ -122,8 +131,7 @@ class Rehearsal:
         `sides` are the replicas, by index, and the shards of each part.
         """
         cells = [
-            SimCell(_unlike(program, i), replicas, shards)
-            for i, (replicas, shards) in enumerate(sides)
+            SimCell(_unlike(program, i), replicas, own) for i, (replicas, own) in enumerate(sides)
         ]
         return replay_under(
             *self._replayed,

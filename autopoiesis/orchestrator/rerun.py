@@ -8,7 +8,8 @@ from autopoiesis.arms.allocation import SHARDS
 from autopoiesis.arms.machine import Program
 from autopoiesis.arms.objective import Objective
 from autopoiesis.orchestrator.reward import Judged, judge
-from autopoiesis.twin.simulation import Backlog, ReplicaSpec, SimCell, Simulation
+from autopoiesis.twin.backlog import Backlog
+from autopoiesis.twin.simulation import ReplicaSpec, SimCell, Simulation
 from autopoiesis.twin.trace import Trace
 
 

@@ -7,8 +7,8 @@ from autopoiesis.arms.objective import Objective
 from autopoiesis.orchestrator.feedback import Played, TwinCorrection, regret_of, twin_errors
 from autopoiesis.orchestrator.rehearsal import affordable
 from autopoiesis.orchestrator.rerun import replay_under
+from autopoiesis.twin.backlog import no_backlog
 from autopoiesis.twin.cells import SimCell
-from autopoiesis.twin.simulation import no_backlog
 
 OBJECTIVE = Objective(0.3, 0.03)
 

@@ -14,18 +14,11 @@ from autopoiesis.arms.language import verify
 from autopoiesis.arms.machine import Program
 from autopoiesis.arms.objective import Objective
 from autopoiesis.arms.seeds import seed_arms
+from autopoiesis.twin.backlog import Backlog, no_backlog
 from autopoiesis.twin.events import HELD_LIMIT, HELD_LIMIT_S
 from autopoiesis.twin.latency import profile
 from autopoiesis.twin.outcome import Outcome, Status
-from autopoiesis.twin.simulation import (
-    Backlog,
-    ReplicaSpec,
-    SimCell,
-    Simulation,
-    no_backlog,
-    run_arm,
-    shards,
-)
+from autopoiesis.twin.simulation import ReplicaSpec, SimCell, Simulation, run_arm, shards
 from autopoiesis.twin.trace import Trace
 
 H100 = profile("h100-llama-3-8b-tp1-bf16")
