@@ -28,8 +28,9 @@ from autopoiesis.arms.seeds import seed_arms
 from autopoiesis.orchestrator.bandit import LinearThompson
 from autopoiesis.orchestrator.context import FEATURES, NAMES, Scaler, describe
 from autopoiesis.orchestrator.loop import LoopSettings
-from autopoiesis.orchestrator.replay import observe, oracle, run_online, sim_cells
+from autopoiesis.orchestrator.replay import observe, oracle, run_online
 from autopoiesis.orchestrator.replay_fleet import fleet_under
+from autopoiesis.orchestrator.rerun import sim_cells
 from autopoiesis.orchestrator.reward import judge, utilities
 from autopoiesis.twin.composition import splice
 from autopoiesis.twin.latency import profile

@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from autopoiesis.arms.allocation import Allocation
 from autopoiesis.arms.arm import Arm, Origin, State
 from autopoiesis.arms.objective import Objective
 from autopoiesis.arms.registry import Registry
@@ -17,12 +16,13 @@ from autopoiesis.orchestrator.loop import KEEP_WINDOWS, LoopSettings, Settled, W
 from autopoiesis.orchestrator.observation import Observation, unfinished
 from autopoiesis.orchestrator.replay_fleet import ReplayFleet, Served, fleet_under, ready
 from autopoiesis.orchestrator.replay_plan import ReplayPlans, plan_control
+from autopoiesis.orchestrator.rerun import sim_cells
 from autopoiesis.orchestrator.reward import met, percentile, utilities
 from autopoiesis.orchestrator.triggers import Trigger
 from autopoiesis.telemetry.records import PlanRow
 from autopoiesis.twin.capacity_trace import FleetCourse
 from autopoiesis.twin.outcome import LOST, Outcome, Status
-from autopoiesis.twin.simulation import ReplicaSpec, SimCell, Simulation
+from autopoiesis.twin.simulation import ReplicaSpec, Simulation
 from autopoiesis.twin.trace import Trace
 
 Floats = NDArray[np.float64]
@@ -250,17 +250,6 @@ def _take_in(made: Sequence[Newcomer], registry: Registry, loop: WindowLoop) -> 
         if arm.id not in known:
             loop.welcome(arm.id, newcomer.like, newcomer.gain, newcomer.pseudo_count)
     return len({newcomer.arm.id for newcomer in made} - known)
-
-
-def sim_cells(
-    allocation: Allocation, registry: Registry, replicas: Sequence[ReplicaSpec]
-) -> list[SimCell]:
-    """Translate an allocation for the twin."""
-    index = {r.name: i for i, r in enumerate(replicas)}
-    return [
-        SimCell(registry.program(c.arm_id), tuple(index[r] for r in c.replicas), c.shards)
-        for c in allocation.cells
-    ]
 
 
 def observe(

@@ -4,7 +4,6 @@ The number of simulated requests per window is bounded; arms that played come fi
 """
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import replace
 
 import numpy as np
 
@@ -15,10 +14,8 @@ from autopoiesis.arms.registry import Registry
 from autopoiesis.orchestrator.observation import Observation
 from autopoiesis.orchestrator.rehearsal import STRESS, STRESS_WEIGHT, Rehearsal, affordable
 from autopoiesis.orchestrator.remembered import Remembered
-from autopoiesis.orchestrator.rerun import Stage
+from autopoiesis.orchestrator.rerun import Stage, sim_cells
 from autopoiesis.orchestrator.reward import Judged
-from autopoiesis.twin.capacity import ReplicaSpec
-from autopoiesis.twin.simulation import SimCell
 
 REHEARSALS = 9
 """Replays per arm and window: when it has ended and when it settles, and two long ones, each worth three and a half."""
@@ -131,27 +128,9 @@ class Replays:
         return [a.id for a in self._registry.fast() if a.state is State.SHADOW]
 
     def _rehearsal(self, of: Remembered, seen: Observation) -> Rehearsal:
-        stages = [self._stage(at_s, cells, seen.replicas) for at_s, cells in of.earlier]
+        stages = [
+            Stage(at_s, tuple(sim_cells(allocation, self._registry, seen.replicas)))
+            for at_s, allocation in of.earlier
+        ]
         before = tuple(stage for stage in stages if stage.cells)
         return Rehearsal(seen, of.started_s, of.ended_s, self._objective, self._seed, before)
-
-    def _stage(
-        self, began_s: float, allocation: Allocation, replicas: Sequence[ReplicaSpec]
-    ) -> Stage:
-        """Return who served, for the twin; who is unknown or has no replica left is left out.
-
-        The first of the others has their shards.
-        """
-        known = {arm.id for arm in self._registry.all()}
-        index = {r.name: i for i, r in enumerate(replicas)}
-        cells: list[SimCell] = []
-        lost: list[int] = []
-        for cell in allocation.cells:
-            there = tuple(index[r] for r in cell.replicas if r in index)
-            if there and cell.arm_id in known:
-                cells.append(SimCell(self._registry.program(cell.arm_id), there, cell.shards))
-            else:
-                lost += cell.shards
-        if cells and lost:
-            cells[0] = replace(cells[0], shards=(*cells[0].shards, *lost))
-        return Stage(began_s, tuple(cells))

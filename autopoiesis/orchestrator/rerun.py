@@ -4,9 +4,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
-from autopoiesis.arms.allocation import SHARDS
+from autopoiesis.arms.allocation import SHARDS, Allocation
 from autopoiesis.arms.machine import Program
 from autopoiesis.arms.objective import Objective
+from autopoiesis.arms.registry import Registry
 from autopoiesis.orchestrator.reward import Judged, judge
 from autopoiesis.twin.backlog import Backlog
 from autopoiesis.twin.simulation import ReplicaSpec, SimCell, Simulation
@@ -18,6 +19,29 @@ class Stage(NamedTuple):
 
     began_s: float
     cells: tuple[SimCell, ...]
+
+
+def sim_cells(
+    allocation: Allocation, registry: Registry, replicas: Sequence[ReplicaSpec]
+) -> list[SimCell]:
+    """Translate an allocation for the twin.
+
+    A cell whose arm is unknown or whose replicas are all gone is left out; the first of the others
+    has its shards.
+    """
+    known = {arm.id for arm in registry.all()}
+    index = {r.name: i for i, r in enumerate(replicas)}
+    cells: list[SimCell] = []
+    lost: list[int] = []
+    for cell in allocation.cells:
+        there = tuple(index[r] for r in cell.replicas if r in index)
+        if there and cell.arm_id in known:
+            cells.append(SimCell(registry.program(cell.arm_id), there, cell.shards))
+        else:
+            lost += cell.shards
+    if cells and lost:
+        cells[0] = replace(cells[0], shards=(*cells[0].shards, *lost))
+    return cells
 
 
 def replay_each(

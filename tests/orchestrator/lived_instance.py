@@ -10,7 +10,8 @@ from traffic import registry
 from autopoiesis.arms.arm import Arm
 from autopoiesis.arms.objective import Objective
 from autopoiesis.orchestrator.loop import LoopSettings, WindowLoop
-from autopoiesis.orchestrator.replay import observe, sim_cells
+from autopoiesis.orchestrator.replay import observe
+from autopoiesis.orchestrator.rerun import sim_cells
 from autopoiesis.telemetry.records import RequestRecord
 from autopoiesis.telemetry.records import Status as Ending
 from autopoiesis.telemetry.store import Store

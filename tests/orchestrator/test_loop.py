@@ -21,7 +21,8 @@ from autopoiesis.arms.registry import Registry
 from autopoiesis.orchestrator.lifecycle import Switchback
 from autopoiesis.orchestrator.loop import LoopSettings, Settled, WindowLoop
 from autopoiesis.orchestrator.observation import Observation
-from autopoiesis.orchestrator.replay import observe, sim_cells
+from autopoiesis.orchestrator.replay import observe
+from autopoiesis.orchestrator.rerun import sim_cells
 from autopoiesis.telemetry.records import GuardRails
 from autopoiesis.twin.outcome import Outcome
 from autopoiesis.twin.simulation import Simulation

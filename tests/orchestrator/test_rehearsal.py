@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from traffic import fleet, human, poisson, registry
 
+from autopoiesis.arms.allocation import Allocation, Cell
 from autopoiesis.arms.compiler import compile_policy
 from autopoiesis.arms.language import verify
 from autopoiesis.arms.objective import Objective
@@ -12,7 +13,7 @@ from autopoiesis.orchestrator.observation import Observation, unfinished
 from autopoiesis.orchestrator.rehearsal import STRESS, Rehearsal
 from autopoiesis.orchestrator.replay import observe
 from autopoiesis.orchestrator.reputation import reputation, usual_traffic
-from autopoiesis.orchestrator.rerun import Stage
+from autopoiesis.orchestrator.rerun import Stage, sim_cells
 from autopoiesis.orchestrator.reward import judge
 from autopoiesis.twin.simulation import SimCell, Simulation
 
@@ -92,6 +93,26 @@ def test_who_served_before_serves_in_the_warm_up_and_lets_go_what_it_held():
     told = error((Stage(0.0, (before,)),))
     assert told < 0.05
     assert told < 0.5 * error(())
+
+
+def test_who_is_unknown_or_has_no_replica_left_is_left_out_and_its_shards_are_served():
+    known, other = NAMES["random"], NAMES["least-tokens"]
+    names = [replica.name for replica in FLEET]
+    cells = (
+        Cell("unknown", (names[0],), tuple(range(16))),
+        Cell(known, (names[1],), tuple(range(16, 32))),
+        Cell(other, ("gone",), tuple(range(32, 48))),
+        Cell(other, (names[2], "gone"), tuple(range(48, 64))),
+    )
+    first, second = sim_cells(Allocation(0, cells), ARMS, FLEET)
+    assert (first.program, first.replicas) == (PROGRAMS[known], (1,))
+    assert sorted(first.shards) == list(range(48))
+    assert (second.program, second.replicas, second.shards) == (
+        PROGRAMS[other],
+        (2,),
+        tuple(range(48, 64)),
+    )
+    assert sim_cells(Allocation(0, cells[:1]), ARMS, FLEET) == []
 
 
 def test_what_stands_in_a_replicas_queue_stays_there_whoever_serves_next():
