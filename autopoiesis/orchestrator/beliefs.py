@@ -33,7 +33,9 @@ class Beliefs:
         self.regimes = Regimes()
         self.context: dict[str, float] | None = None
         self.foresight: dict[str, float] = {}
-        """Advantages that the twin sees in the window that has just ended, before it settles."""
+        """Advantages that the twin foresees, by its words on the newest windows."""
+        self.newest_word: dict[str, float] = {}
+        """The same by its word on the window that has just ended alone."""
         self.foresight_weight = 0.0
         self.foreseen_level: float | None = None
         """Mean utility of all arms that the twin saw there; None where it has not said anything."""
@@ -81,7 +83,7 @@ class Beliefs:
         """
         if self.foreseen_level is None:
             return self.means()
-        return self.means() | {a: self.foreseen_level + u for a, u in self.foresight.items()}
+        return self.means() | {a: self.foreseen_level + u for a, u in self.newest_word.items()}
 
     def deviations(self) -> dict[str, float]:
         """Return the standard deviation of each arm's expected advantage in the present context."""
@@ -185,7 +187,13 @@ class Beliefs:
         }
         for part, owner in parts.items():
             arrays |= {f"{part}/{name}": array for name, array in owner.to_arrays().items()}
-        present = [self.context, self.foresight, self.foresight_weight, self.foreseen_level]
+        present = [
+            self.context,
+            self.foresight,
+            self.foresight_weight,
+            self.foreseen_level,
+            self.newest_word,
+        ]
         arrays["present"] = np.frombuffer(orjson.dumps(present), np.uint8).copy()
         return arrays
 
@@ -204,8 +212,9 @@ class Beliefs:
         if regimes := _part(arrays, "regimes/"):  # states of before there were any have none
             beliefs.regimes = Regimes.from_arrays(regimes)
         present = orjson.loads(np.asarray(arrays["present"], np.uint8).tobytes())
-        beliefs.context, beliefs.foresight, beliefs.foresight_weight, *level = present
-        beliefs.foreseen_level = level[0] if level else None  # older states have none
+        beliefs.context, beliefs.foresight, beliefs.foresight_weight, *rest = present
+        level, word = [*rest, None, None][:2]  # older states have none
+        beliefs.foreseen_level, beliefs.newest_word = level, word or {}
         return beliefs
 
 

@@ -80,7 +80,7 @@ class Draw:
         self._lifecycle.settle_baseline(arms, uncapped)
         limits = self._lifecycle.limits(arms)
         if limits.arms() and now.rails == GuardRails():
-            told = self._beliefs.foresight, self._beliefs.earning()
+            told = self._beliefs.newest_word, self._beliefs.earning()
             self._lifecycle.want(now.window, arms, uncapped, now.trust > 0.0, rng, *told)
         switchback = self._lifecycle.switchback
         tried = switchback.arm_of(now.window) if switchback else None
@@ -106,7 +106,7 @@ class Draw:
             charged = self._drawn(now, arms, cells, limits, incumbent)
         trial = None
         if cells > 1 and now.split_cost < DEAR:
-            trial = self._lifecycle.on_trial(arms, self._beliefs.foresight)
+            trial = self._lifecycle.on_trial(arms, self._beliefs.newest_word)
         if trial is not None:
             drawn, charged = (with_trial(p, trial, cells) for p in (drawn, charged))
         gaps = self._beliefs.gaps([a.id for a in arms])
@@ -130,7 +130,7 @@ class Draw:
         return Grounds(
             order=in_force(rails, lambda arm: self._registry.get(arm).name),
             switchback=(tried.arm_id, tried.control_id) if tried else None,
-            trial=self._lifecycle.on_trial(arms, self._beliefs.foresight),
+            trial=self._lifecycle.on_trial(arms, self._beliefs.newest_word),
             probabilities=probabilities,
             states={a.id: a.state for a in self._registry.fast()},
         )

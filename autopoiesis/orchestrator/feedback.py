@@ -41,6 +41,10 @@ BELIEF_ERROR_PRIOR = 0.1
 """The same of the bandit's prediction."""
 PRIOR_WINDOWS = 3.0
 """How many windows these two are worth."""
+PROVEN_TRUST = 0.9
+"""Trust from which on the twin is proven."""
+PROVEN_WINDOWS = 5
+"""Windows with a prediction that was checked before the twin can be proven."""
 ERROR_KEEP = 0.95
 """What is left of an old squared error after a window."""
 BLOCKS = 10
@@ -83,6 +87,16 @@ class TwinCorrection:
         """How many observations the twin's word on an arm that did not play is worth."""
         return MOST_TWIN_WEIGHT * self.trust
 
+    @property
+    def is_proven(self) -> bool:
+        """Tell whether the twin has predicted about as well as the bandit, over enough windows to say so."""
+        return self.trust >= PROVEN_TRUST and self._windows >= PRIOR_WINDOWS + PROVEN_WINDOWS
+
+    @property
+    def lasting(self) -> float:
+        """What the twin misses whichever arm plays, window after window."""
+        return self._lasting
+
     def own(self, arm: str) -> float:
         """Return by how much the twin underrates the arm, apart from what it does to all."""
         total, weight = self._own.get(arm, (0.0, 0.0))
@@ -91,6 +105,11 @@ class TwinCorrection:
     def uncertainty(self, arm: str) -> float:
         """Return the standard error of `own`."""
         return self.error / sqrt(1.0 + self._own.get(arm, (0.0, 0.0))[1])
+
+    def surely(self, arm: str) -> float:
+        """Return what is left of `own` when its standard error is taken off: chance alone makes as much."""
+        own = self.own(arm)
+        return float(np.sign(own)) * max(abs(own) - self.uncertainty(arm), 0.0)
 
     def learn(self, twin: Mapping[str, float], played: Mapping[str, Played]) -> dict[str, float]:
         """Take a window into account and return each arm's doubly robust estimate for it."""

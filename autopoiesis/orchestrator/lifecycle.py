@@ -41,6 +41,8 @@ class LifecycleSettings:
 
     canary_windows: int = 4
     """Windows that a canary must have served."""
+    proven_canary_windows: int = 2
+    """The same while the twin is proven: it has told what the arm would earn, and is told off if it does not."""
     harm_margin: float = 0.1
     """Loss of utility against the control that is harm."""
     guard_requests: int = 20
@@ -48,7 +50,7 @@ class LifecycleSettings:
     guard_share: float = 0.25
     """Share of failed and shed requests above the control's at which it acts."""
     confirm_margin: float = 0.02
-    """Loss against the control that a switchback forgives."""
+    """Loss against the control that a switchback forgives; where the twin stands for the control, `harm_margin`."""
     trial: Trial = Trial(after=1, pairs=1, pause=10)
     """While the twin tells what load adds."""
     blind_trial: Trial = Trial(after=3, pairs=2, pause=30)
@@ -76,7 +78,8 @@ class Switchback:
     control_id: str
     first_window: int
     order: tuple[str, ...]
-    """Which arm serves in each of the windows: pairs in random order, or the arm first if much is expected of it."""
+    """Which arm serves in each of the windows: pairs in random order, or the arm first if much is expected of it,
+    or the arm alone while the twin is proven."""
     pause: int = 30
     """Windows from its end until the arm may be tried again."""
 
@@ -98,6 +101,8 @@ class Lifecycle:
     def __init__(self, settings: LifecycleSettings = LifecycleSettings()) -> None:
         self.settings = settings
         self.switchback: Switchback | None = None
+        self.twin_is_proven = False
+        """Whether its word stands for a control that does not serve, and trials are short."""
         self._tests: dict[str, HarmTest] = {}
         self._confirmed: set[str] = set()
         self._wanted: dict[str, int] = {}
@@ -132,7 +137,12 @@ class Lifecycle:
             return -round(foreseen.get(arm_id, 0.0) / step), windows[arm_id]
 
         least = min(windows, key=turn, default=None)
-        return least if least and windows[least] < self.settings.canary_windows else None
+        return least if least and windows[least] < self._canary_windows else None
+
+    @property
+    def _canary_windows(self) -> int:
+        s = self.settings
+        return s.proven_canary_windows if self.twin_is_proven else s.canary_windows
 
     def guard(
         self,
@@ -225,7 +235,7 @@ class Lifecycle:
             if test.interval[1] < -margin:
                 why = f"loses at least {-test.interval[1]:.2f} of utility against the control"
                 moves.append(Move(arm.id, State.QUARANTINED, why))
-            elif test.windows >= self.settings.canary_windows and test.mean > -margin:
+            elif test.windows >= self._canary_windows and test.mean > -margin:
                 why = f"no harm in {test.windows} windows (mean difference {test.mean:+.3f})"
                 moves.append(Move(arm.id, State.LIVE, why))
         return moves
@@ -321,7 +331,9 @@ class Lifecycle:
         others = [a.id for a in arms if a.id != arm]
         control = likeliest or max(others, key=lambda a: uncapped.get(a, 0.0))
         pairs = range(trial.pairs)
-        if ahead(arm, control) > self.settings.harm_margin:
+        if self.twin_is_proven:  # what the control would have earned beside it is known
+            order = [arm] * SETTLES_AFTER
+        elif ahead(arm, control) > self.settings.harm_margin:
             # It goes on until it is known how it began.
             order = [a for _ in pairs for a in (arm, control) for _ in range(SETTLES_AFTER)]
         else:
@@ -336,7 +348,8 @@ class Lifecycle:
         """Take a settled window of the switchback into account; say in one line how it ended, if so.
 
         `utility` may be counted from a baseline, as long as both arms' windows are. Where that is the twin's
-        word on the control (`levelled`), an arm that is far above it needs no window of the control.
+        word on the control (`levelled`), an arm that is far above it needs no window of the control, and none
+        does while the twin is proven.
         """
         switchback = self.switchback
         arm = switchback.arm_of(window) if switchback else None
@@ -346,7 +359,9 @@ class Lifecycle:
             total, n = self._sums.get(arm, (0.0, 0))
             self._sums[arm] = (total + utility, n + 1)
         margin = self.settings.harm_margin
-        sure = levelled and arm == switchback.arm_id and utility is not None and utility > margin
+        enough = -np.inf if self.twin_is_proven else margin
+        alone = levelled and arm == switchback.arm_id
+        sure = alone and utility is not None and utility > enough
         if not sure and window < switchback.first_window + len(switchback.order) - 1:
             return None
         self.switchback = None
@@ -358,7 +373,7 @@ class Lifecycle:
         if switchback.arm_id not in means or switchback.control_id not in means:
             return "switchback without requests; not confirmed"
         gain = means[switchback.arm_id] - means[switchback.control_id]
-        if gain < -self.settings.confirm_margin:
+        if gain < -(margin if self.twin_is_proven else self.settings.confirm_margin):
             return f"not confirmed by a switchback: {gain:+.3f} against the control"
         self._confirmed.add(switchback.arm_id)
         return f"confirmed by a switchback: {gain:+.3f} against the control"

@@ -24,6 +24,7 @@ from autopoiesis.orchestrator.beliefs import Beliefs
 from autopoiesis.orchestrator.context import describe
 from autopoiesis.orchestrator.draw import Draw, Situation
 from autopoiesis.orchestrator.feedback import Played, TwinCorrection, regret_of, twin_errors
+from autopoiesis.orchestrator.foresight import Foresight
 from autopoiesis.orchestrator.grounds import Grounds, explain
 from autopoiesis.orchestrator.holding import keep
 from autopoiesis.orchestrator.lifecycle import Lifecycle, LifecycleSettings
@@ -32,7 +33,7 @@ from autopoiesis.orchestrator.promotion import Promotion
 from autopoiesis.orchestrator.rails import eligible, in_force
 from autopoiesis.orchestrator.rehearsal import LONG_WARM_UP, LONG_WINDOWS, WARMUP_WINDOWS
 from autopoiesis.orchestrator.remembered import Remembered
-from autopoiesis.orchestrator.replays import Replays, lean_of, utilities_of
+from autopoiesis.orchestrator.replays import Replays, advantages, lean_of, utilities_of
 from autopoiesis.orchestrator.reputation import reputation
 from autopoiesis.orchestrator.reward import (
     cell_rows,
@@ -65,8 +66,9 @@ LOAD_KEEP = 0.8
 """What is left of a shard's load after a window; shards move when their loads change."""
 SPLIT_KEEP = 0.7
 """What is left of the old estimate of what a split costs after a window."""
-FORESIGHT = 8.0
-"""Observations that the twin's word on the windows up to now is worth to the next draw, if it is trusted."""
+FORESIGHT = 100.0
+"""Observations that what the twin foresees is worth to the next draw, times its trust squared: all others together are
+worth up to a hundred, and a twin that errs is to count for little."""
 TEMPER = 0.5
 """Share of what is believed that outlives a drift of rewards or of the twin's error."""
 
@@ -120,6 +122,7 @@ class WindowLoop:
         self.shadow = Shadow(self.settings.shadow)
         self.triggers = Triggers(self.settings.triggers)
         self.correction = TwinCorrection()
+        self.foresight = Foresight()
         self.drift = DriftMonitor()
         self.split_cost = 0.0
         """Utility that a cell of its own for a challenger costs, by the twin."""
@@ -139,6 +142,7 @@ class WindowLoop:
             self._restore(state)
         self.beliefs.regimes.remembers = self.settings.regimes
         self._promotion = Promotion(registry, self.lifecycle, self._say)
+        self._heed_twin()
         self._replays = Replays(
             registry, objective, seed, self.settings.replayed_requests, self.settings.twin
         )
@@ -191,6 +195,7 @@ class WindowLoop:
         values = utilities_of(word)
         estimates = self.correction.learn(values, played) if values else {}
         trust, weight = (self.correction.trust, self.correction.weight) if estimates else (0.0, 0.0)
+        self._heed_twin()
         charges, self._charges = self._charges, {}
         lean = lean_of(kept.worth, values)
         lean |= {a: lean.get(a, 0.0) - cost for a, cost in charges.items()}
@@ -203,7 +208,8 @@ class WindowLoop:
         self.lifecycle.remember(estimates)
         utility = utility_by_arm(rows)
         self._promotion.review(utility, estimates, self.beliefs.means(kept.vector), drifted)
-        self._promotion.compare(window, utility, values, lean)
+        expected = {arm: said + self.correction.lasting for arm, said in values.items()}
+        self._promotion.compare(window, utility, expected, lean)
         self._promotion.unmask({arm: self.correction.own(arm) for arm in played})
         best = max(estimates.values()) if estimates else judged.mean_utility()
         trigger = self._trigger(window, regret.low if regret else None, best, drifted)
@@ -235,21 +241,26 @@ class WindowLoop:
         Great harm and great gain in its cells, the `rows`, have their consequences at once, too.
         """
         word = self._replays.word(now, seen, now.allocation.arms(), self.beliefs.means())
-        own = self.correction.own
         said = utilities_of(word)
         worth = now.worth = self._replays.worth(now, seen, word) if said else {}
-        lean = lean_of(worth, said)
         self._promotion.move(self.lifecycle.guard(self.registry.serving(), rows, worth, said))
         self._promotion.move(self.lifecycle.excelling(self.registry.serving(), rows, worth))
-        values = {a: u + own(a) for a, u in said.items()}
-        mean = float(np.mean([*values.values()])) if values else 0.0
-        if values:  # what was foreseen stands until there are requests again
-            self.beliefs.foresight = {a: u - mean + lean.get(a, 0.0) for a, u in values.items()}
-            self.beliefs.foreseen_level = mean
-        self.beliefs.foresight_weight = FORESIGHT * self.correction.trust
+        if said:  # what was foreseen stands until there are requests again
+            self._expect(said, worth)
+        self.beliefs.foresight_weight = FORESIGHT * self.correction.trust**2
         cost = self._replays.split_cost(now, seen, now.allocation, word)
         if cost is not None:
             self.split_cost += (1.0 - SPLIT_KEEP) * (max(cost, 0.0) - self.split_cost)
+
+    def _expect(self, said: Mapping[str, float], worth: Mapping[str, float]) -> None:
+        """Foresee what the next window brings each arm, by what is `said` of the newest and what it is `worth`."""
+        surely = self.correction.surely
+        lean = lean_of(worth, said)
+        word = {a: u + lean[a] for a, u in advantages(said).items() if a in lean}
+        foreseen, newest = self.foresight.take_in(word), advantages(worth)
+        self.beliefs.foresight = {a: u + surely(a) for a, u in foreseen.items()}
+        self.beliefs.newest_word = {a: u + surely(a) for a, u in newest.items()}
+        self.beliefs.foreseen_level = float(np.mean([u + surely(a) for a, u in said.items()]))
 
     def _try_in_shadow(self, now: Remembered, seen: Observation) -> None:
         """Let the arms in shadow decide the window that has just ended, beside the arm that served most."""
@@ -304,6 +315,9 @@ class WindowLoop:
     def charge(self, arm_id: str, utility: float) -> None:
         """Charge an arm for what its plan cost beside what its requests felt; the next window settles it."""
         self._charges[arm_id] = self._charges.get(arm_id, 0.0) + utility
+
+    def _heed_twin(self) -> None:
+        self.lifecycle.twin_is_proven = self.settings.twin and self.correction.is_proven
 
     def control(self) -> Arm:
         """Return the arm that is the baseline: the human one believed to be best."""
@@ -411,6 +425,7 @@ class WindowLoop:
             "split_cost": self.split_cost,
             "charges": self._charges,
             "correction": self.correction.to_dict(),
+            "foresight": self.foresight.to_dict(),
             "lifecycle": self.lifecycle.to_dict(),
             "shadow": self.shadow.to_dict(),
             "triggers": self.triggers.to_dict(),
@@ -426,6 +441,7 @@ class WindowLoop:
         self.beliefs = Beliefs.from_arrays(state, self.settings.bandit)
         self.drift = DriftMonitor.restored(state)
         self.correction = TwinCorrection.from_dict(plain["correction"])
+        self.foresight.restore(plain.get("foresight", {}))
         self.lifecycle.restore(plain["lifecycle"])
         self.shadow.restore(plain.get("shadow", {}))
         self.triggers.restore(plain["triggers"])

@@ -63,8 +63,8 @@ class Promotion:
     ) -> None:
         """Go on with the switchback, if one runs.
 
-        What an arm earned above the twin's word on the control evens out load; by how much more it is worth
-        in the long run (`lean`) counts as it does for the draw.
+        What an arm earned above the `twin`'s word on the control, what it misses of all arms made good, evens
+        out load; by how much more the arm is worth in the long run (`lean`) counts as it does for the draw.
         """
         switchback = self._lifecycle.switchback
         if switchback is None:

@@ -22,6 +22,9 @@ REHEARSALS = 9
 SHADOW_REPLAYS = 5
 """The same per arm in shadow: a window, and a long one."""
 
+LONG_SHARE = 0.5
+"""Share of the long run in what is expected of an arm; the other half is what a window said of it."""
+
 Word = dict[str, Judged]
 """What the twin says of a window: its requests as each arm would have served them on the whole fleet."""
 
@@ -32,10 +35,16 @@ def utilities_of(word: Word) -> dict[str, float]:
 
 
 def lean_of(worth: Mapping[str, float], values: Mapping[str, float]) -> dict[str, float]:
-    """Return by how much each arm is worth more than its value in a window, all against the arms' mean."""
+    """Return what the long run adds to what each arm is said to earn in a window, all against the arms' mean."""
     told = [arm for arm in values if arm in worth]
-    more = np.array([worth[arm] - values[arm] for arm in told])
+    more = LONG_SHARE * np.array([worth[arm] - values[arm] for arm in told])
     return dict(zip(told, (more - more.mean()).tolist(), strict=True)) if told else {}
+
+
+def advantages(utility: Mapping[str, float]) -> dict[str, float]:
+    """Return how much more than the arms' mean each of them has."""
+    mean = float(np.mean([*utility.values()])) if utility else 0.0
+    return {arm: u - mean for arm, u in utility.items()}
 
 
 class Replays:

@@ -4,7 +4,13 @@ from traffic import fleet, human, poisson, registry
 
 from autopoiesis.arms.allocation import SHARDS
 from autopoiesis.arms.objective import Objective
-from autopoiesis.orchestrator.feedback import Played, TwinCorrection, regret_of, twin_errors
+from autopoiesis.orchestrator.feedback import (
+    PROVEN_WINDOWS,
+    Played,
+    TwinCorrection,
+    regret_of,
+    twin_errors,
+)
 from autopoiesis.orchestrator.rehearsal import affordable
 from autopoiesis.orchestrator.rerun import replay_under
 from autopoiesis.twin.backlog import no_backlog
@@ -140,3 +146,33 @@ def test_the_twins_errors_are_rows_per_metric(rehearsed):
 def test_the_budget_limits_how_many_arms_are_replayed():
     assert affordable(["a", "b", "c"], 100, 250) == ["a", "b"]
     assert affordable(["a", "b", "c"], 100_000, 250) == ["a"]
+
+
+def test_of_an_arms_own_error_only_what_chance_does_not_make_is_sure():
+    correction, rng = TwinCorrection(), np.random.default_rng(0)
+    twin = {"honest": 0.8, "overrated": 0.8}
+    for _ in range(12):
+        noise = rng.normal(0.0, 0.08, 2)
+        played = {
+            "honest": Played(0.8 + noise[0], 0.5, 50, 0.8),
+            "overrated": Played(0.4 + noise[1], 0.5, 50, 0.8),
+        }
+        correction.learn(twin, played)
+    gap = correction.surely("honest") - correction.surely("overrated")
+    assert 0.1 < gap < 0.4
+    assert correction.surely("unknown") == 0.0
+    for arm in twin:
+        assert abs(correction.surely(arm)) < abs(correction.own(arm))
+
+
+def test_a_twin_is_proven_by_several_windows_and_by_none_that_it_misses():
+    correction, right = TwinCorrection(), {"a": 0.8}
+    proven = []
+    for _ in range(PROVEN_WINDOWS + 2):
+        correction.learn(right, {"a": Played(0.8, 0.5, 50, 0.7)})
+        proven.append(correction.is_proven)
+    assert proven.index(True) == PROVEN_WINDOWS - 1
+    for i in range(8):
+        utility = 0.2 if i % 2 else 1.0
+        correction.learn(right, {"a": Played(utility, 0.5, 50, utility)})
+    assert not correction.is_proven

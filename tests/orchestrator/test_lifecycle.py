@@ -171,6 +171,43 @@ def test_an_arm_far_above_what_the_twin_says_of_the_control_is_confirmed_by_its_
     assert lifecycle.limits([HUMAN, LIVE]).arms() == frozenset()
 
 
+def proving(on: Lifecycle) -> Lifecycle:
+    on.twin_is_proven = True
+    return on
+
+
+@pytest.mark.parametrize(("gain", "confirmed"), [(0.02, True), (-0.05, True), (-0.2, False)])
+def test_a_proven_twin_stands_for_the_control_of_a_switchback(gain, confirmed):
+    lifecycle = proving(settled_on_human())
+    begun = lifecycle.want(0, [HUMAN, LIVE], WANTED, True, np.random.default_rng(0))
+    assert begun is not None
+    assert set(begun.order) == {LIVE.id}
+    verdict = lifecycle.compare(0, gain, levelled=True)
+    assert verdict is not None
+    assert verdict.startswith("confirmed") is confirmed
+    assert lifecycle.switchback is None
+    assert (LIVE.id not in lifecycle.limits([HUMAN, LIVE]).unconfirmed) is confirmed
+
+
+def test_a_window_of_which_the_twin_says_nothing_confirms_nobody():
+    lifecycle = proving(settled_on_human())
+    begun = lifecycle.want(0, [HUMAN, LIVE], WANTED, True, np.random.default_rng(0))
+    assert begun is not None
+    verdicts = [lifecycle.compare(w, None, levelled=False) for w in range(len(begun.order))]
+    assert verdicts[:-1] == [None] * (len(begun.order) - 1)
+    assert verdicts[-1] == "switchback without requests; not confirmed"
+    assert lifecycle.limits([HUMAN, LIVE]).unconfirmed == {LIVE.id}
+
+
+def test_a_canary_serves_fewer_windows_while_the_twin_is_proven():
+    def windows(lifecycle: Lifecycle) -> int:
+        served = {HUMAN.id: (0.8, 50), NEW.id: (0.8, 50)}
+        return next(n for n in range(1, 9) if lifecycle.review([HUMAN, NEW], served, 0.8))
+
+    assert windows(Lifecycle()) == LifecycleSettings().canary_windows
+    assert windows(proving(Lifecycle())) == LifecycleSettings().proven_canary_windows
+
+
 PROMISED = {LIVE.id: 0.4, HUMAN.id: -0.1}
 
 
