@@ -32,6 +32,10 @@ def bench(
         int | None,
         typer.Option(min=1, max=1000, help="Seeds per scenario. [default: 10; quick: 2]"),
     ] = None,
+    first_seed: Annotated[
+        int,
+        typer.Option(min=0, max=900, help="The first of them: others than those built with."),
+    ] = 0,
     jobs: Annotated[
         int | None, typer.Option(min=1, max=1024, help="Processes. [default: one per core]")
     ] = None,
@@ -56,8 +60,8 @@ def bench(
     try:
         with refusals():
             summary = run_bench(
-                suite, folder, quick=quick, seeds=seeds, jobs=jobs, scenarios=scenario or (), traces=traces,
-                quiet=quiet or json == "-",
+                suite, folder, quick=quick, seeds=seeds, first_seed=first_seed, jobs=jobs,
+                scenarios=scenario or (), traces=traces, quiet=quiet or json == "-",
             )  # fmt: skip
     except BenchError as error:
         stop_with(WRONG_USAGE, str(error))

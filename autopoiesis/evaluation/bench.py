@@ -56,6 +56,7 @@ def run_bench(
     *,
     quick: bool = False,
     seeds: int | None = None,
+    first_seed: int = 0,
     jobs: int | None = None,
     scenarios: Sequence[str] = (),
     traces: Path | None = None,
@@ -71,7 +72,7 @@ def run_bench(
     if name not in SUITES:
         raise BenchError(f"There is no suite {name!r}; suites are {', '.join(SUITES)}.")
     suite = _chosen(SUITES[name](quick), scenarios)
-    suite = replace(suite, seeds=seeds or suite.seeds)
+    suite = replace(suite, seeds=seeds or suite.seeds, first_seed=first_seed)
     out.mkdir(parents=True, exist_ok=True)
     units = suite.units(traces_folder(traces))
     columns = (
@@ -88,7 +89,7 @@ def run_bench(
     results = Results(suite.name, suite.cost, tuple(parts))
     summary = summary_of(results, suite.ours) | {
         "quick": quick,
-        "command": command_of(name, quick, seeds, scenarios),
+        "command": command_of(name, quick, seeds, first_seed, scenarios),
         "machine": machine(),
     }
     write_tables(parts, out)
@@ -111,11 +112,14 @@ def _chosen(suite: Suite, wanted: Sequence[str]) -> Suite:
     return replace(suite, scenarios=kept)
 
 
-def command_of(name: str, quick: bool, seeds: int | None, scenarios: Sequence[str]) -> str:
+def command_of(
+    name: str, quick: bool, seeds: int | None, first_seed: int, scenarios: Sequence[str]
+) -> str:
     """Return the command that gives these results."""
     words = ["autopoiesis", "bench", name, "--out", "out/"]
     words += ["--quick"] if quick else []
     words += ["--seeds", str(seeds)] if seeds else []
+    words += ["--first-seed", str(first_seed)] if first_seed else []
     for word in scenarios:
         words += ["--scenario", f'"{word}"']
     return " ".join(words)

@@ -1,7 +1,7 @@
 """What a suite came to, for people: one content, as Markdown and as one HTML file."""
 
 import html
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,32 +44,32 @@ Block = str | Table | Picture | Heading
 
 
 def gains_table(summary: dict[str, Any]) -> rich.table.Table:
-    """Show the gains by scenario and over all, for a terminal."""
+    """Show the gains by scenario and over all, for a terminal: a row per rival, since there are many."""
     table = rich.table.Table(
         title=f"{summary['suite']}: reduction of {_cost_in_words(summary['cost'])} by {summary['ours']}, "
         f"{summary['seeds']} seeds"
     )
     table.add_column("scenario")
+    table.add_column("against")
+    table.add_column("reduction", justify="right")
     rivals = [c["against"] for c in summary["comparisons"]]
-    for rival in rivals:
-        table.add_column(f"against {rival}", justify="right")
     for told in summary["scenarios"]:
-        table.add_row(
-            told["name"],
-            *(
-                _with_interval(*told["gains"][r].values()) if r in told["gains"] else "-"
-                for r in rivals
-            ),
-        )
-    table.add_section()
-    table.add_row(
-        "mean",
-        *(
-            _with_interval(c["mean_gain"], c["gain_low"], c["gain_high"])
-            for c in summary["comparisons"]
-        ),
-    )
+        gains = {
+            r: _with_interval(*told["gains"][r].values()) for r in rivals if r in told["gains"]
+        }
+        _add_rows(table, told["name"], gains)
+    mean = {
+        c["against"]: _with_interval(c["mean_gain"], c["gain_low"], c["gain_high"])
+        for c in summary["comparisons"]
+    }
+    _add_rows(table, "mean", mean)
     return table
+
+
+def _add_rows(table: rich.table.Table, name: str, gains: Mapping[str, str]) -> None:
+    for i, (rival, gain) in enumerate(gains.items()):
+        table.add_row("" if i else name, rival, gain)
+    table.add_section()
 
 
 def _with_interval(gain: float | None, low: float | None, high: float | None) -> str:

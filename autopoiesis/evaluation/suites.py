@@ -39,6 +39,7 @@ class Suite:
     """The contestant that gains are of."""
     live: bool = False
     """Whether real processes serve, in real time: one unit after the other."""
+    first_seed: int = 0
 
     def units(self, traces: Path) -> list[Unit]:
         """Return the units of work."""
@@ -46,7 +47,7 @@ class Suite:
             self._unit(scenario, contestant, seed, traces)
             for scenario in self.scenarios
             for contestant in self.contestants
-            for seed in range(self.seeds)
+            for seed in range(self.first_seed, self.first_seed + self.seeds)
         ]
 
     def _unit(

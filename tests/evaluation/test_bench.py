@@ -143,3 +143,17 @@ def test_wrong_usage_is_one_sentence(arguments, said, tmp_path):
     assert found.exit_code == 2
     assert said in found.stderr
     assert len(found.stderr.strip().splitlines()) == 1
+
+
+def test_other_seeds_than_those_built_with_can_be_run(traces, tmp_path, monkeypatch):
+    monkeypatch.setitem(
+        suites.SUITES, "tiny", lambda _quick: tiny_suite((CONTESTANTS[0], OURS), (CALM,), seeds=1)
+    )
+    command = ["bench", "tiny", "--seeds", "2", "--first-seed", "10", "--jobs", "1", "--quiet"]
+    out = tmp_path / "out"
+    done = CliRunner().invoke(app, [*command, "--traces", str(traces), "--out", str(out)])
+    assert done.exit_code == 0, done.output
+    rows = pq.read_table(out / "results.parquet").to_pylist()
+    assert sorted({row["seed"] for row in rows}) == [10, 11]
+    told = orjson.loads((out / "summary.json").read_bytes())
+    assert told["command"].endswith("--seeds 2 --first-seed 10")
