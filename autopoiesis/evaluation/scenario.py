@@ -183,7 +183,10 @@ def segments(
         probed = trace.select(np.arange(probe, min(probe + PROBED_REQUESTS, len(trace))))
         n = round(segment.load * capacity_rps(probed, replicas, seed) * segment.seconds)
         part, next_row[name] = _around(trace, first, max(n, 2))
-        cut.append(part.speed(part.duration_s / segment.seconds))
+        fitted = part.speed(part.duration_s / segment.seconds)
+        # Rounding may put the last request behind the beginning of the next segment.
+        ends_s = np.minimum(fitted.arrival_s, segment.seconds)
+        cut.append(replace(fitted, arrival_s=ends_s))
     return cut
 
 

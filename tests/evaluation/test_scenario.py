@@ -32,6 +32,16 @@ def test_each_seed_has_other_requests_and_the_same_seed_the_same(traces):
     assert not np.array_equal(one.input_tokens[:50], other.input_tokens[:50])
 
 
+def test_segments_do_not_overlap_by_a_rounding(traces):
+    """A segment is fitted to its length, and its last request must not come after the next one's first."""
+    long = replace(CALM.past[0], seconds=100.3)
+    scenario = replace(CALM, past=(long,), judged=(replace(long, seconds=47.7),) * 2)
+    for seed in range(60):
+        situation = situation_of(scenario, seed, traces)
+        assert np.all(np.diff(situation.trace.arrival_s) >= 0.0)
+        assert situation.trace.arrival_s[-1] <= 100.3 + 2 * 47.7 + 1e-9
+
+
 def test_less_memory_serves_less():
     trace = made_trace("long", mean_output=200.0)
     whole, little = (
