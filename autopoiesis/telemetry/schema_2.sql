@@ -17,7 +17,8 @@ with told as (
         arms.id as arm_id,
         split_part(message, ': ', 1) as step,
         substr(message, strpos(message, ': ') + 2) as reason,
-        at_s
+        at_s,
+        events.rowid as told_as
     from events join arms on arms.name = events.subject
     where events.kind = 'arm'
 ),
@@ -30,7 +31,8 @@ untold as (
         id as arm_id,
         state as step,
         reason,
-        greatest(created_s, epoch(meta.created_at), last.at_s) as at_s
+        greatest(created_s, epoch(meta.created_at), last.at_s) as at_s,
+        null as told_as  -- after what was told
     from arms cross join meta
     left join (
         select arm_id, arg_max(step, at_s) as step, max(at_s) as at_s from steps group by arm_id
@@ -39,7 +41,7 @@ untold as (
 )
 select arm_id, step, false, reason, at_s
 from (from steps union all from untold)
-order by at_s;
+order by at_s, told_as nulls last;
 
 create table guard_rails (
     changed_at timestamp generated always as
