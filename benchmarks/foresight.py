@@ -28,8 +28,8 @@ from autopoiesis.orchestrator.loop import WindowLoop
 from autopoiesis.orchestrator.observation import Observation
 from autopoiesis.orchestrator.rehearsal import Rehearsal
 from autopoiesis.orchestrator.replay import OnlineRun
-from autopoiesis.orchestrator.replays import advantages, lean_of
-from autopoiesis.orchestrator.rerun import Stage, sim_cells
+from autopoiesis.orchestrator.replays import word_of
+from autopoiesis.orchestrator.rerun import stages
 
 HUMAN = "(the best human arm, fixed)"
 
@@ -66,14 +66,11 @@ class Listening(WindowLoop):
 
     def _expect(self, said: dict[str, float], worth: dict[str, float]) -> None:
         super()._expect(said, worth)
-        lean = lean_of(worth, said)
-        both = {a: u + lean[a] for a, u in advantages(said).items() if a in lean}
-        average = self.beliefs.foresight
         self._said = {
             "the newest window": said,
             "the long run": worth,
-            "both": both,
-            "both, averaged": average,
+            "both": word_of(said, worth),
+            "both, averaged": self.beliefs.foresight,
         }
 
 
@@ -109,11 +106,7 @@ def earned(
         run.served.outcome.select(rows),
         moment.replicas,
     )
-    stages = [
-        Stage(at_s, tuple(sim_cells(cells, registry, moment.replicas)))
-        for at_s, cells in moment.earlier
-    ]
-    before = tuple(stage for stage in stages if stage.cells)
+    before = stages(moment.earlier, registry, moment.replicas)
     rehearsal = Rehearsal(seen, moment.at_s, until_s, situation.objective, situation.seed, before)
     judged = rehearsal.under({arm: registry.program(arm) for arm in moment.arms})
     utility = {arm: j.mean_utility() or 0.0 for arm, j in judged.items()}

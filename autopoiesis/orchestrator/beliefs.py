@@ -35,7 +35,7 @@ class Beliefs:
         self.foresight: dict[str, float] = {}
         """Advantages that the twin foresees, by its words on the newest windows."""
         self.newest_word: dict[str, float] = {}
-        """The same by its word on the window that has just ended alone."""
+        """The same by the long run alone, as told when the newest window ended; urgent trials go by it."""
         self.foresight_weight = 0.0
         self.foreseen_level: float | None = None
         """Mean utility of all arms that the twin saw there; None where it has not said anything."""

@@ -33,7 +33,13 @@ from autopoiesis.orchestrator.promotion import Promotion
 from autopoiesis.orchestrator.rails import eligible, in_force
 from autopoiesis.orchestrator.rehearsal import LONG_WARM_UP, LONG_WINDOWS, WARMUP_WINDOWS
 from autopoiesis.orchestrator.remembered import Remembered
-from autopoiesis.orchestrator.replays import Replays, advantages, lean_of, utilities_of
+from autopoiesis.orchestrator.replays import (
+    Replays,
+    advantages,
+    lean_of,
+    utilities_of,
+    word_of,
+)
 from autopoiesis.orchestrator.reputation import reputation
 from autopoiesis.orchestrator.reward import (
     cell_rows,
@@ -255,9 +261,7 @@ class WindowLoop:
     def _expect(self, said: Mapping[str, float], worth: Mapping[str, float]) -> None:
         """Foresee what the next window brings each arm, by what is `said` of the newest and what it is `worth`."""
         surely = self.correction.surely
-        lean = lean_of(worth, said)
-        word = {a: u + lean[a] for a, u in advantages(said).items() if a in lean}
-        foreseen, newest = self.foresight.take_in(word), advantages(worth)
+        foreseen, newest = self.foresight.take_in(word_of(said, worth)), advantages(worth)
         self.beliefs.foresight = {a: u + surely(a) for a, u in foreseen.items()}
         self.beliefs.newest_word = {a: u + surely(a) for a, u in newest.items()}
         self.beliefs.foreseen_level = float(np.mean([u + surely(a) for a, u in said.items()]))

@@ -14,7 +14,7 @@ from autopoiesis.arms.registry import Registry
 from autopoiesis.orchestrator.observation import Observation
 from autopoiesis.orchestrator.rehearsal import STRESS, STRESS_WEIGHT, Rehearsal, affordable
 from autopoiesis.orchestrator.remembered import Remembered
-from autopoiesis.orchestrator.rerun import Stage, sim_cells
+from autopoiesis.orchestrator.rerun import stages
 from autopoiesis.orchestrator.reward import Judged
 
 REHEARSALS = 9
@@ -45,6 +45,12 @@ def advantages(utility: Mapping[str, float]) -> dict[str, float]:
     """Return how much more than the arms' mean each of them has."""
     mean = float(np.mean([*utility.values()])) if utility else 0.0
     return {arm: u - mean for arm, u in utility.items()}
+
+
+def word_of(said: Mapping[str, float], worth: Mapping[str, float]) -> dict[str, float]:
+    """Return the advantage that a window and the long run together tell of each arm."""
+    lean = lean_of(worth, said)
+    return {arm: u + lean[arm] for arm, u in advantages(said).items() if arm in lean}
 
 
 class Replays:
@@ -137,9 +143,5 @@ class Replays:
         return [a.id for a in self._registry.fast() if a.state is State.SHADOW]
 
     def _rehearsal(self, of: Remembered, seen: Observation) -> Rehearsal:
-        stages = [
-            Stage(at_s, tuple(sim_cells(allocation, self._registry, seen.replicas)))
-            for at_s, allocation in of.earlier
-        ]
-        before = tuple(stage for stage in stages if stage.cells)
+        before = stages(of.earlier, self._registry, seen.replicas)
         return Rehearsal(seen, of.started_s, of.ended_s, self._objective, self._seed, before)

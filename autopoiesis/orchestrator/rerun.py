@@ -21,6 +21,14 @@ class Stage(NamedTuple):
     cells: tuple[SimCell, ...]
 
 
+def stages(
+    earlier: Sequence[tuple[float, Allocation]], registry: Registry, replicas: Sequence[ReplicaSpec]
+) -> tuple[Stage, ...]:
+    """Translate allocations, each with when it began, for the twin; those of which nothing is there are left out."""
+    each = (Stage(at_s, tuple(sim_cells(cells, registry, replicas))) for at_s, cells in earlier)
+    return tuple(stage for stage in each if stage.cells)
+
+
 def sim_cells(
     allocation: Allocation, registry: Registry, replicas: Sequence[ReplicaSpec]
 ) -> list[SimCell]:
