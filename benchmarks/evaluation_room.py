@@ -7,8 +7,8 @@
 `admission`: policies of one hand-written shape (refuse while many are held, small ceilings) on the situations of
 `bench dynamics --quick`. `cycles`: what one synthesis cycle on the past of each of them promotes; each policy alone,
 beside the incumbent that it had to beat, on the judged part. `plans`: the lower bound on the total time, people's
-slow policies, some of them with their plans taken over in stages, and contestants, on the scenarios of
-`bench paper --quick`.
+slow policies, some of them with their plans improved replica by replica and taken over in stages, and contestants, on
+the scenarios of `bench paper --quick`.
 """
 
 import argparse
@@ -124,9 +124,10 @@ def cycles(word: str, count: int, replays: int) -> None:
 
 
 def plans(word: str, count: int, names: list[str]) -> None:
-    """Show the bound, people's policies, those in stages, and contestants."""
+    """Show the bound, people's policies, those in stages and replica by replica, and contestants."""
     rng, effort = np.random.default_rng(0), paper(True).effort
     staged = tuple(known for known in OPERATORS if known[0] == "in stages")
+    climbing = tuple(known for known in OPERATORS if known[0] == "replica by replica")
     assert isinstance(effort, SlowEffort)
     for scenario in paper(True).scenarios:
         if word not in scenario.name:
@@ -139,7 +140,14 @@ def plans(word: str, count: int, names: list[str]) -> None:
                 took = [fixed(genome)(work, past, effort, seed).state.now_s]
                 if name in {"greedy", "milp", "periodic"}:
                     made = vary_slow(genome.source, (), rng, staged)
+                    climbs = vary_slow(genome.source, (), rng, climbing)
                     assert made is not None
+                    assert climbs is not None
+                    took.append(
+                        fixed(replace(genome, source=climbs[0].source))(
+                            work, past, effort, seed
+                        ).state.now_s
+                    )
                     took += [
                         fixed(replace(genome, source=source))(work, past, effort, seed).state.now_s
                         for h in HORIZONS_S

@@ -19,7 +19,15 @@ from autopoiesis.evaluation.contestants import BOUND, FROZEN, HARMFUL, ORACLE, O
 from autopoiesis.evaluation.effort import Spent
 from autopoiesis.evaluation.plan_view import MONITOR_S
 from autopoiesis.evaluation.slow_policy import Answer
-from autopoiesis.evaluation.slow_search import Genome, child, policy_of, search, seeds, varied
+from autopoiesis.evaluation.slow_search import (
+    Genome,
+    child,
+    policy_of,
+    search,
+    seeds,
+    varied,
+    wrapped,
+)
 from autopoiesis.evaluation.total_time import LIMIT_S, Decide, run, total_time
 from autopoiesis.evaluation.workload import Spell, State, Workload, done
 
@@ -30,6 +38,10 @@ HYSTERESIS = 0.02
 PEOPLE = frozenset(seeds().values())
 BRED = 6
 """Policies that were bred and are kept for the next look."""
+UNTRIED = 0.1
+"""Loss that is expected of a policy before it has been tried."""
+WORST = 1.0
+"""Loss in one look that counts at most."""
 PARENTS = 6
 """Best policies that are bred from."""
 HORIZON_S = 900.0
@@ -40,7 +52,7 @@ TRIAL_CPU_S = 4.0
 """Thinking of a policy after which a trial is given up: it would think too long in truth as well."""
 LOOK_CPU_S = 2.0
 """Thinking after which a look ends, whoever has not been tried by then: the fleet serves on under the old plan
-meanwhile. One policy gets at most an eighth of it."""
+meanwhile. One policy gets at most a quarter of it."""
 TRIAL_STEP_S = 10.0
 """How often a policy is asked in a trial: less often than really, so that a trial costs less."""
 LOOK_STEPS = 8
@@ -177,7 +189,13 @@ def _told(genome: Genome) -> str:
 
 def _evolved_on(past: Workload, effort: SlowEffort, seed: int, spent: Spent) -> list[Genome]:
     rng = np.random.default_rng([seed, 10])
-    return search([*seeds().values()], _past_cost(past, spent), effort.past_tries, rng)
+    return search(
+        [*seeds().values()],
+        _past_cost(past, spent),
+        effort.past_tries,
+        rng,
+        first=lambda genome: wrapped(genome, rng),
+    )
 
 
 def outlook(work: Workload, state: State) -> Workload:
@@ -247,40 +265,50 @@ class _Mind:
 
     work: Workload
     population: list[Genome]
+    """Best first; the first is in charge to begin with."""
     tries: int
     rng: np.random.Generator
     spent: Spent
     sees: Callable[[Workload, State], Workload]
+    current: Genome = field(init=False)
     swaps: list[Swap] = field(default_factory=list[Swap])
+    _losses: dict[Genome, list[float]] = field(default_factory=dict[Genome, list[float]])
+    """Of each policy, by what part it was slower than the best of each look that it was tried in."""
     _seen: tuple[int, int, int] = (0, 0, 0)
     _steps: int = 0
+
+    def __post_init__(self) -> None:
+        self.current = self.population[0]
 
     def decide(
         self, state: State, window: WindowFeatures, fleet: FleetFeatures
     ) -> tuple[Answer, Order]:
-        """Choose a policy if something has changed, then ask it; what choosing took is charged."""
+        """Choose a policy if something has changed, then ask it; what choosing took is charged.
+
+        Where GPUs have come or gone the one in charge answers at once, and the next step finds who is chosen.
+        """
         now = (state.phase, sum(g.available for g in fleet.gpus), round(state.output_tokens))
         self._steps += 1
-        took_s = 0.0
-        cold = not state.plan.groups
-        if not cold and (now != self._seen or self._steps >= LOOK_STEPS):
+        looks = bool(state.plan.groups) and (now != self._seen or self._steps >= LOOK_STEPS)
+        urgent = now[1] != self._seen[1]
+        in_charge, took_s = self.current, 0.0
+        if looks:
             before_s = self.spent.cpu_s
             with _thinking(self.spent):
                 self._look(state)
-            took_s = self.spent.cpu_s - before_s if self.sees is outlook else 0.0
+            if not urgent:
+                in_charge = self.current
+                took_s = self.spent.cpu_s - before_s if self.sees is outlook else 0.0
             self.spent.cycles += 1
-            self._seen, self._steps = now, 0
-        policy = policy_of(self.current)
+            self._steps = 0
+        if looks or not state.plan.groups:
+            self._seen = now
+        policy = policy_of(in_charge)
         answer = policy.decide(window, fleet, state.plan)
         return Answer(answer.plan, answer.cpu_s + took_s), policy.order
 
-    @property
-    def current(self) -> Genome:
-        """The policy in charge; at first the best of the past."""
-        return self.swaps[-1].new if self.swaps else self.population[0]
-
     def _look(self, state: State) -> None:
-        """Compare the population on what is to be done now; breed from the best of it."""
+        """Compare the population on what is to be done now, breed from the best of it, and choose."""
         ahead = self.sees(self.work, state)
         until_s = time.process_time() + LOOK_CPU_S
         costs: dict[Genome, float] = {}
@@ -288,21 +316,36 @@ class _Mind:
             if costs and time.process_time() > until_s:
                 break
             costs[genome] = self._cost(ahead, state, genome)
-        best = sorted(costs, key=lambda g: costs[g])[:PARENTS]
+        parents = sorted(costs, key=lambda g: costs[g])[:PARENTS]
         for i in range(self.tries):
             if time.process_time() > until_s:
                 break
-            made = (varied if i % 2 else child)(best, self.rng)
+            made = (varied if i % 2 else child)(parents, self.rng)
             if made not in costs:
                 costs[made] = self._cost(ahead, state, made)
-        ranked = sorted(costs, key=lambda g: costs[g])
-        if costs[ranked[0]] < (1.0 - HYSTERESIS) * costs[self.current]:
-            self.swaps.append(Swap(state.copy(), self.current, ranked[0]))
-        # People's policies always stay; of the others, one for each time: what does the same adds nothing.
-        bred = {costs[g]: g for g in reversed(ranked) if g not in PEOPLE and costs[g] < LIMIT_S}
-        kept = {*PEOPLE, *(bred[cost] for cost in sorted(bred)[:BRED])}
-        untried = [g for g in self.population if g not in costs]
-        self.population = [*(g for g in ranked if g in kept), *untried]
+        least = min(costs.values())
+        for genome, cost in costs.items():
+            loss = round(min(cost / least - 1.0, WORST), 2)
+            self._losses.setdefault(genome, []).append(loss)
+        best = min(costs, key=lambda g: costs[g])
+        if costs[best] < (1.0 - HYSTERESIS) * costs[self.current]:
+            self.swaps.append(Swap(state.copy(), self.current, best))
+            self.current = best
+        self.population = self._kept()
+
+    def _kept(self) -> list[Genome]:
+        """Return people's policies and the best that were bred, best first: what does the same adds nothing."""
+        known = {*PEOPLE, *self.population, *self._losses}
+        ranked = sorted(known, key=self._standing)
+        bred = {tuple(self._losses.get(g, ())): g for g in reversed(ranked) if g not in PEOPLE}
+        kept = {*PEOPLE, *sorted(bred.values(), key=self._standing)[:BRED]}
+        self._losses = {g: losses for g, losses in self._losses.items() if g in kept}
+        return [g for g in ranked if g in kept]
+
+    def _standing(self, genome: Genome) -> float:
+        """Return a policy's mean loss over all looks; one that it was not in counts as `UNTRIED`."""
+        losses = self._losses.get(genome, ())
+        return (sum(losses) + UNTRIED) / (len(losses) + 1)
 
     def _cost(self, ahead: Workload, state: State, genome: Genome) -> float:
         """Return how long the outlook would take from here under a policy [s]."""
@@ -310,7 +353,7 @@ class _Mind:
         trial = state.copy()
         trial.phase = 0
         until_s = state.now_s + HORIZON_S
-        return _trial_s(ahead, trial, genome, until_s, most_cpu_s=LOOK_CPU_S / 8)
+        return _trial_s(ahead, trial, genome, until_s, most_cpu_s=LOOK_CPU_S / 4)
 
 
 def truth(work: Workload, state: State) -> Workload:

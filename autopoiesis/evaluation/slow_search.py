@@ -1,7 +1,7 @@
 """A search over slow policies of the paper's clusters: the product's variation, the total time as the cost."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 
 import numpy as np
@@ -10,7 +10,7 @@ from autopoiesis.arms.migration import Order
 from autopoiesis.arms.seeds import slow_seeds
 from autopoiesis.arms.slow import verify_slow
 from autopoiesis.evaluation.slow_policy import Loaded, loaded
-from autopoiesis.synthesis.slow_mutation import NUMERIC, vary_slow
+from autopoiesis.synthesis.slow_mutation import NUMERIC, WRAPPING, vary_slow
 
 FULL_ORDER = frozenset({"full-migration"})
 """Seeds whose changes stop everything: the paper's full migration."""
@@ -68,11 +68,18 @@ def child(parents: Sequence[Genome], rng: np.random.Generator) -> Genome:
     return _varied(first, mates, rng, None)
 
 
+def wrapped(genome: Genome, rng: np.random.Generator) -> list[Genome]:
+    """Return the genome with its planner inside each of those that decide how far a change of plan goes."""
+    made = [_varied(genome, (), rng, (how,), more=0.0) for how in WRAPPING]
+    return [replace(each, order=Order.MINIMAL) for each in made if each.source != genome.source]
+
+
 def _varied(
     genome: Genome,
     mates: Sequence[str],
     rng: np.random.Generator,
     operators: "tuple[tuple[str, Callable[..., str | None]], ...] | None",
+    more: float = MORE,
 ) -> Genome:
     source, done = genome.source, list[str]()
     for _ in range(ATTEMPTS):
@@ -81,7 +88,7 @@ def _varied(
             continue
         source = made[0].source
         done.append(made[1])
-        if rng.random() >= MORE:
+        if rng.random() >= more:
             break
     return Genome(
         source, genome.order, f"{genome.seed}: {', '.join(done)}" if done else genome.name
@@ -98,18 +105,28 @@ def search(
     rng: np.random.Generator,
     breed: Breed = child,
     keep: int = 6,
+    first: Callable[[Genome], Sequence[Genome]] = lambda _: (),
 ) -> list[Genome]:
     """Return the best genomes found within so many tries, best first.
 
-    An evolution strategy with a small elite: each child is bred from the `keep` best so far. What was
-    tried before costs no try.
+    An evolution strategy with a small elite: each child is bred from the `keep` best so far, before them
+    what is to be tried `first` of those to start with. What was tried before costs no try.
     """
     scored = {genome: cost(genome) for genome in start}
+    planned = [made for genome in _best_of(scored) for made in first(genome)]
     for _ in range(ATTEMPTS * tries):
         if len(scored) >= tries:
             break
-        elite = sorted(scored, key=lambda g: scored[g])[:keep]
-        made = breed(elite, rng)
+        made = planned.pop(0) if planned else breed(_best_of(scored)[:keep], rng)
         if made not in scored:
             scored[made] = cost(made)
-    return sorted(scored, key=lambda g: scored[g])[:keep]
+    return _best_of(scored)[:keep]
+
+
+def _best_of(scored: dict[Genome, float]) -> list[Genome]:
+    """Return the genomes, best first; of those that cost the same to three digits, the one tried first.
+
+    They do the same: thinking is measured, so the last digits differ.
+    """
+    different = {float(f"{cost:.3g}"): genome for genome, cost in reversed(scored.items())}
+    return [different[cost] for cost in sorted(different)]

@@ -12,9 +12,10 @@ import numpy as np
 
 from autopoiesis.arms.lexis import PolicyError
 from autopoiesis.arms.slow import MAX_SLOW_BYTES, SlowPolicy, verify_slow
+from autopoiesis.synthesis.climbing import ALWAYS, CLIMBING
 from autopoiesis.synthesis.staging import INNER, STAGED
 
-LARGEST_BYTES = MAX_SLOW_BYTES // 3
+LARGEST_BYTES = MAX_SLOW_BYTES // 2
 """Longer policies are not proposed: people should be able to read what wins."""
 SIGNALS = (
     ("window.utilisation", 1.0),
@@ -229,11 +230,35 @@ def _limits(text: str, _mates: Sequence[str], rng: Rng) -> str | None:
 
 def _staged(text: str, _mates: Sequence[str], _rng: Rng) -> str | None:
     """Let the planner's new plan be taken over only on those types of GPU where it pays."""
-    tree, around = ast.parse(text), ast.parse(STAGED)
+    return _around(text, STAGED)
+
+
+def _climbing(text: str, _mates: Sequence[str], _rng: Rng) -> str | None:
+    """Let what runs and the planner's new plan be improved replica by replica, and the better be taken.
+
+    It finds out itself whether a change pays, so it is asked every time.
+    """
+    around = _around(text, CLIMBING)
+    return around and _composed(ast.parse(ALWAYS), ast.parse(around))
+
+
+def _climbing_ahead(text: str, _mates: Sequence[str], _rng: Rng) -> str | None:
+    """The same by what will have come within a minute as well, and no better than to keep up with that."""
+    around = _around(text, CLIMBING.replace("AHEAD_S = 0.0", "AHEAD_S = 60.0"))
+    return around and _composed(ast.parse(ALWAYS), ast.parse(around))
+
+
+def _around(text: str, wrapping: str) -> str | None:
+    """Put the planner inside another that asks it, in place of one that it stands in; None if names collide."""
+    tree, around = ast.parse(text), ast.parse(wrapping)
     pieces, theirs = _pieces(tree), _pieces(around)
-    if INNER in pieces or pieces.keys() & theirs.keys() != {PLANNER}:
+    if INNER in pieces:
+        kept = _needed(INNER, pieces) | _needed(TRIGGER, pieces, frozenset({PLANNER}))
+        pieces = {name: piece for name, piece in pieces.items() if name in kept}
+    else:
+        pieces[INNER] = _Renamed({PLANNER: INNER}).visit(pieces.pop(PLANNER))
+    if pieces.keys() & theirs.keys():
         return None
-    pieces[INNER] = _Renamed({PLANNER: INNER}).visit(pieces.pop(PLANNER))
     return _text([*_imports(tree), *_imports(around)], [*pieces.values(), *theirs.values()])
 
 
@@ -300,7 +325,11 @@ OPERATORS: tuple[tuple[str, Operator], ...] = (
     ("a pause after changes", _cool_down),
     ("other batch limits", _limits),
     ("in stages", _staged),
+    ("replica by replica", _climbing),
+    ("replica by replica, for what is to come", _climbing_ahead),
 )
 """What can be done to a slow policy."""
 NUMERIC = tuple(known for known in OPERATORS if known[1] in {_numbers, _limits})
 """What leaves its structure as it is: tuning."""
+WRAPPING = tuple(known for known in OPERATORS if known[1] in {_staged, _climbing})
+"""What decides how far a planner's new plan goes."""

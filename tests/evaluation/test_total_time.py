@@ -1,6 +1,7 @@
 """The total time of the paper: its parts, what changes cost, and whether the twin agrees."""
 
 import ast
+import itertools
 import re
 import time
 from dataclasses import replace
@@ -32,7 +33,7 @@ from autopoiesis.evaluation.cluster import (
 )
 from autopoiesis.evaluation.plan_view import features
 from autopoiesis.evaluation.slow_contestants import Living, SlowEffort, fixed
-from autopoiesis.evaluation.slow_policy import Answer
+from autopoiesis.evaluation.slow_policy import Answer, Loaded
 from autopoiesis.evaluation.slow_search import child, policy_of, seeds, varied
 from autopoiesis.evaluation.total_time import total_time
 from autopoiesis.evaluation.workload import Workload, parts_of
@@ -211,10 +212,11 @@ def test_what_measuring_replicas_takes_is_nobodys_thinking(monkeypatch):
     assert spent.cycles == 0 or spent.cpu_s < 0.3
 
 
-def test_a_staged_plan_is_not_slower_than_the_planner_inside_it():
+@pytest.mark.parametrize("how", ["in stages", "replica by replica"])
+def test_a_plan_taken_over_as_far_as_it_pays_is_faster_than_the_planner_inside_it(how):
     """Two models whose shares swap between phases: to move all at every step costs more than it earns."""
     rng = np.random.default_rng(3)
-    staged = tuple(known for known in OPERATORS if known[0] == "in stages")
+    staged = tuple(known for known in OPERATORS if known[0] == how)
     greedy = seeds()["greedy"]
     made, _ = vary_slow(greedy.source, (), rng, staged)
     assert vary_slow(made.source, (), rng, staged) is None  # once is enough
@@ -228,6 +230,24 @@ def test_a_staged_plan_is_not_slower_than_the_planner_inside_it():
     assert careful.faults == 0
     assert careful.now_s < plain.now_s
     assert bound_s(work) < careful.now_s
+
+
+def test_who_is_in_charge_changes_only_by_a_swap(monkeypatch):
+    asked = []
+    decide = Loaded.decide
+
+    def noted(policy, window, fleet, plan):
+        asked.append(policy)
+        return decide(policy, window, fleet, plan)
+
+    monkeypatch.setattr(Loaded, "decide", noted)
+    two = Cluster("two", (Pool("h100", 8), Pool("a100", 8)), ("llama-3.1-8b", "llama-2-13b"))
+    phases = tuple(Batch((a, 2e4 - a), 900.0, 60.0) for a in (15e3, 5e3, 15e3, 5e3))
+    work = Workload(two, phases, REPLICA_COSTS)
+    done = Living()(work, work, SlowEffort(20, 4), 0)
+    assert done.spent.cycles > 3
+    changes = sum(a is not b for a, b in itertools.pairwise(asked))
+    assert changes == done.promoted
 
 
 def test_gpus_that_come_later_serve_in_the_bound_only_once_they_are_loaded():
