@@ -27,11 +27,10 @@ from autopoiesis.evaluation.effort import Effort
 from autopoiesis.evaluation.evolution import Evolution, brief_on
 from autopoiesis.evaluation.scenario import Situation, situation_of
 from autopoiesis.evaluation.slow_contestants import SlowEffort, contestants, fixed
-from autopoiesis.evaluation.slow_search import seeds
+from autopoiesis.evaluation.slow_search import seeds, wrapped
 from autopoiesis.evaluation.suites import dynamics, paper
 from autopoiesis.evaluation.unit import PAST_SEEDS
 from autopoiesis.orchestrator.reward import met, utilities
-from autopoiesis.synthesis.slow_mutation import OPERATORS, vary_slow
 
 TOKENS, REQUESTS, HELD = (512, 1024, 2048, 4096, 8192), (16, 32, 64, 256), (0, 1, 4, None)
 HORIZONS_S = (30, 60, 100, 150)
@@ -126,8 +125,6 @@ def cycles(word: str, count: int, replays: int) -> None:
 def plans(word: str, count: int, names: list[str]) -> None:
     """Show the bound, people's policies, those in stages and replica by replica, and contestants."""
     rng, effort = np.random.default_rng(0), paper(True).effort
-    staged = tuple(known for known in OPERATORS if known[0] == "in stages")
-    climbing = tuple(known for known in OPERATORS if known[0] == "replica by replica")
     assert isinstance(effort, SlowEffort)
     for scenario in paper(True).scenarios:
         if word not in scenario.name:
@@ -139,20 +136,12 @@ def plans(word: str, count: int, names: list[str]) -> None:
             for name, genome in seeds().items():
                 took = [fixed(genome)(work, past, effort, seed).state.now_s]
                 if name in {"greedy", "milp", "periodic"}:
-                    made = vary_slow(genome.source, (), rng, staged)
-                    climbs = vary_slow(genome.source, (), rng, climbing)
-                    assert made is not None
-                    assert climbs is not None
-                    took.append(
-                        fixed(replace(genome, source=climbs[0].source))(
-                            work, past, effort, seed
-                        ).state.now_s
-                    )
-                    took += [
-                        fixed(replace(genome, source=source))(work, past, effort, seed).state.now_s
+                    staged, climbing = wrapped(genome, rng)
+                    tried = [climbing] + [
+                        replace(staged, source=re.sub(r"STAGED_S = .*", f"STAGED_S = {h}.0", staged.source, count=1))
                         for h in HORIZONS_S
-                        for source in [re.sub(r"STAGED_S = .*", f"STAGED_S = {h}.0", made[0].source, count=1)]
                     ]  # fmt: skip
+                    took += [fixed(each)(work, past, effort, seed).state.now_s for each in tried]
                 print(f"  {name}: {', '.join(f'{t:.1f}' for t in took)}", flush=True)
             for name in names:
                 done = contestants()[name](work, past, effort, seed)

@@ -291,6 +291,7 @@ class _Mind:
         self._steps += 1
         looks = bool(state.plan.groups) and (now != self._seen or self._steps >= LOOK_STEPS)
         urgent = now[1] != self._seen[1]
+        self._seen = now
         in_charge, took_s = self.current, 0.0
         if looks:
             before_s = self.spent.cpu_s
@@ -301,8 +302,6 @@ class _Mind:
                 took_s = self.spent.cpu_s - before_s if self.sees is outlook else 0.0
             self.spent.cycles += 1
             self._steps = 0
-        if looks or not state.plan.groups:
-            self._seen = now
         policy = policy_of(in_charge)
         answer = policy.decide(window, fleet, state.plan)
         return Answer(answer.plan, answer.cpu_s + took_s), policy.order

@@ -4,13 +4,9 @@ Written around any planner. A plan is judged by when the work that is known woul
 serves on while the others go and come, and the model that is done last counts. Replicas of one kind give way to
 another kind on GPUs of the same type as long as that comes sooner; where it hardly does, what runs stays. Planners
 say what a fleet should be from nothing, *in stages* takes a whole type of GPU over or leaves it; here one replica
-is the least that changes.
+is the least that changes. It finds out itself whether a change pays, so it has a trigger of its own: always.
 """
 
-ALWAYS = """
-def should_reschedule(window, fleet, plan):
-    return True
-"""
 CLIMBING = """
 import dataclasses
 import numpy as np
@@ -115,4 +111,7 @@ def schedule(window, fleet, plan):
         dataclasses.replace(groups[k], replicas=int(n), share=float(w / whole[k.model]))
         for k, (n, w) in serves.items()
     ])
+
+def should_reschedule(window, fleet, plan):
+    return True
 """

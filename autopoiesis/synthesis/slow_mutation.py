@@ -12,7 +12,7 @@ import numpy as np
 
 from autopoiesis.arms.lexis import PolicyError
 from autopoiesis.arms.slow import MAX_SLOW_BYTES, SlowPolicy, verify_slow
-from autopoiesis.synthesis.climbing import ALWAYS, CLIMBING
+from autopoiesis.synthesis.climbing import CLIMBING
 from autopoiesis.synthesis.staging import INNER, STAGED
 
 LARGEST_BYTES = MAX_SLOW_BYTES // 2
@@ -234,29 +234,28 @@ def _staged(text: str, _mates: Sequence[str], _rng: Rng) -> str | None:
 
 
 def _climbing(text: str, _mates: Sequence[str], _rng: Rng) -> str | None:
-    """Let what runs and the planner's new plan be improved replica by replica, and the better be taken.
-
-    It finds out itself whether a change pays, so it is asked every time.
-    """
-    around = _around(text, CLIMBING)
-    return around and _composed(ast.parse(ALWAYS), ast.parse(around))
+    """Let what runs and the planner's new plan be improved replica by replica, and the better be taken."""
+    return _around(text, CLIMBING)
 
 
 def _climbing_ahead(text: str, _mates: Sequence[str], _rng: Rng) -> str | None:
     """The same by what will have come within a minute as well, and no better than to keep up with that."""
-    around = _around(text, CLIMBING.replace("AHEAD_S = 0.0", "AHEAD_S = 60.0"))
-    return around and _composed(ast.parse(ALWAYS), ast.parse(around))
+    return _around(text, CLIMBING.replace("AHEAD_S = 0.0", "AHEAD_S = 60.0"))
 
 
 def _around(text: str, wrapping: str) -> str | None:
-    """Put the planner inside another that asks it, in place of one that it stands in; None if names collide."""
+    """Put the planner inside another that asks it, in place of one that it stands in; None if names collide.
+
+    The trigger stays, unless the other has its own.
+    """
     tree, around = ast.parse(text), ast.parse(wrapping)
     pieces, theirs = _pieces(tree), _pieces(around)
-    if INNER in pieces:
-        kept = _needed(INNER, pieces) | _needed(TRIGGER, pieces, frozenset({PLANNER}))
-        pieces = {name: piece for name, piece in pieces.items() if name in kept}
-    else:
-        pieces[INNER] = _Renamed({PLANNER: INNER}).visit(pieces.pop(PLANNER))
+    inner = INNER if INNER in pieces else PLANNER
+    kept = _needed(inner, pieces)
+    if TRIGGER not in theirs:
+        kept |= _needed(TRIGGER, pieces, frozenset({PLANNER}))
+    pieces = {name: piece for name, piece in pieces.items() if name in kept}
+    pieces[INNER] = _Renamed({PLANNER: INNER}).visit(pieces.pop(inner))
     if pieces.keys() & theirs.keys():
         return None
     return _text([*_imports(tree), *_imports(around)], [*pieces.values(), *theirs.values()])

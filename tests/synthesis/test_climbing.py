@@ -3,7 +3,7 @@
 import re
 
 import hypothesis.strategies as st
-from arms.slow_scenes import SEEDS, fleet, gpu, option, window
+from arms.slow_scenes import SEEDS, fleet, functions, gpu, option, window
 from hypothesis import given, settings
 
 from autopoiesis.arms.plan import Plan, ReplicaGroup
@@ -116,11 +116,5 @@ def test_every_plan_can_be_carried_out_and_the_next_one_follows_from_it(scene, p
     for load in loads:
         wanted = schedule(load, there, plan)
         faults = check(wanted, there)
-        assert not faults or check(schedule_of(planner)(load, there, plan), there)
+        assert not faults or check(functions(planner)[1](load, there, plan), there)
         plan = plan if faults else wanted
-
-
-def schedule_of(planner):
-    names = {"Plan": Plan, "ReplicaGroup": ReplicaGroup}
-    exec(SEEDS[planner].policy.source, names)
-    return names["schedule"]
