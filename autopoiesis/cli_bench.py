@@ -45,6 +45,12 @@ def bench(
             "--scenario", metavar="WORD", help="Only scenarios with this in their name; repeatable."
         ),
     ] = None,
+    without: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="WORD", help="Leave out contestants with this in their name; repeatable."
+        ),
+    ] = None,
     traces: Annotated[
         Path | None,
         typer.Option(metavar="DIR", help="Folder of the sample traces. [default: the checkout's]"),
@@ -61,7 +67,7 @@ def bench(
         with refusals():
             summary = run_bench(
                 suite, folder, quick=quick, seeds=seeds, first_seed=first_seed, jobs=jobs,
-                scenarios=scenario or (), traces=traces, quiet=quiet or json == "-",
+                scenarios=scenario or (), without=without or (), traces=traces, quiet=quiet or json == "-",
             )  # fmt: skip
     except BenchError as error:
         stop_with(WRONG_USAGE, str(error))

@@ -28,7 +28,7 @@ from autopoiesis.evaluation.parts import Part
 from autopoiesis.evaluation.report import write_reports
 from autopoiesis.evaluation.runner import run_units
 from autopoiesis.evaluation.suites import SUITES, Suite
-from autopoiesis.evaluation.summary import Results, summary_of
+from autopoiesis.evaluation.summary import HUMAN, Results, summary_of
 
 PACKAGES = ("numpy", "numba", "scipy", "pyarrow", "cmaes")
 
@@ -59,19 +59,20 @@ def run_bench(
     first_seed: int = 0,
     jobs: int | None = None,
     scenarios: Sequence[str] = (),
+    without: Sequence[str] = (),
     traces: Path | None = None,
     quiet: bool = False,
 ) -> dict[str, Any]:
     """Run a suite into `out` and return its summary.
 
     Raises:
-        BenchError: there is no such suite or scenario, or no traces.
+        BenchError: there is no such suite, scenario or contestant, nobody is left to compare, or no traces.
         TraceError: a trace is missing or broken.
         UnitFailed: something could not be run; the rest is kept.
     """
     if name not in SUITES:
         raise BenchError(f"There is no suite {name!r}; suites are {', '.join(SUITES)}.")
-    suite = _chosen(SUITES[name](quick), scenarios)
+    suite = _without(_chosen(SUITES[name](quick), scenarios), without)
     suite = replace(suite, seeds=seeds or suite.seeds, first_seed=first_seed)
     out.mkdir(parents=True, exist_ok=True)
     units = suite.units(traces_folder(traces))
@@ -89,7 +90,7 @@ def run_bench(
     results = Results(suite.name, suite.cost, tuple(parts))
     summary = summary_of(results, suite.ours) | {
         "quick": quick,
-        "command": command_of(name, quick, seeds, first_seed, scenarios),
+        "command": command_of(name, quick, seeds, first_seed, scenarios, without),
         "machine": machine(),
     }
     write_tables(parts, out)
@@ -112,8 +113,28 @@ def _chosen(suite: Suite, wanted: Sequence[str]) -> Suite:
     return replace(suite, scenarios=kept)
 
 
+def _without(suite: Suite, unwanted: Sequence[str]) -> Suite:
+    """Leave out the contestants whose names hold one of the words: the tuned take most of the time."""
+    kept = tuple(c for c in suite.contestants if not any(word in c for word in unwanted))
+    known = ", ".join(suite.contestants)
+    for word in unwanted:
+        if not any(word in contestant for contestant in suite.contestants):
+            raise BenchError(f"No contestant is called {word}; there are: {known}.")
+    if unwanted and not (suite.ours in kept and any(c.startswith(HUMAN) for c in kept)):
+        raise BenchError(
+            f"{suite.ours!r} and a human policy have to take part, since gains are of the one over the "
+            f"other; leave out fewer than {' and '.join(unwanted)}."
+        )
+    return replace(suite, contestants=kept)
+
+
 def command_of(
-    name: str, quick: bool, seeds: int | None, first_seed: int, scenarios: Sequence[str]
+    name: str,
+    quick: bool,
+    seeds: int | None,
+    first_seed: int,
+    scenarios: Sequence[str],
+    without: Sequence[str] = (),
 ) -> str:
     """Return the command that gives these results."""
     words = ["autopoiesis", "bench", name, "--out", "out/"]
@@ -122,6 +143,8 @@ def command_of(
     words += ["--first-seed", str(first_seed)] if first_seed else []
     for word in scenarios:
         words += ["--scenario", f'"{word}"']
+    for word in without:
+        words += ["--without", f'"{word}"']
     return " ".join(words)
 
 

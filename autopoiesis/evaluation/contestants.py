@@ -13,7 +13,7 @@ from autopoiesis.arms.language import verify
 from autopoiesis.arms.registry import Registry
 from autopoiesis.arms.seeds import seed_arms
 from autopoiesis.evaluation.effort import Effort, Spent
-from autopoiesis.evaluation.evolution import Evolution, Made, brief_on, tuned_arm
+from autopoiesis.evaluation.evolution import Evolution, brief_on, tuned_arm
 from autopoiesis.evaluation.scenario import Situation
 from autopoiesis.orchestrator.loop import LoopSettings
 from autopoiesis.orchestrator.replay import oracle, run_online
@@ -39,6 +39,10 @@ class Ran:
     """Policies that were made while serving and got past the gates."""
     harmful: int = 0
     """Those of them that would have served what came after worse than the arm they were to beat."""
+    live: int = 0
+    """Those of the promoted that got past the canary, too."""
+    harmful_live: int = 0
+    """Those of the harmful that did."""
     decisions: Mapping[int, str] = field(default_factory=dict[int, str])
     """Window → names of the arms that served it."""
     said: str = ""
@@ -49,16 +53,19 @@ Contestant = Callable[[Situation, Effort], Ran]
 
 
 class _Pool:
-    """Arms in memory, all of them live."""
+    """Arms in memory, all of them live at first; it remembers who has ever been."""
 
     def __init__(self, arms: tuple[Arm, ...]) -> None:
         self._arms = {arm.id: replace(arm, state=State.LIVE) for arm in arms}
+        self.been_live = set(self._arms)
 
     def load_arms(self) -> list[Arm]:
         return list(self._arms.values())
 
     def save_arm(self, arm: Arm) -> None:
         self._arms[arm.id] = arm
+        if arm.state is State.LIVE:
+            self.been_live.add(arm.id)
 
 
 def human(name: str) -> Contestant:
@@ -121,7 +128,8 @@ class Online:
             return self._serve(situation, evolution)
 
     def _serve(self, situation: Situation, evolution: Evolution) -> Ran:
-        registry = Registry(_Pool(seed_arms()))
+        pool = _Pool(seed_arms())
+        registry = Registry(pool)
         settings = LoopSettings(
             cell_replicas=2 if self.cells else len(situation.fleet.replicas),
             twin=self.twin,
@@ -140,11 +148,20 @@ class Online:
             cycle_s=evolution.effort.cycle_s,
         )
         made = {made.arm.id: made for made in evolution.made}
+        sources = {arm.id: arm.source for arm in registry.all()}
+        harmful = {
+            arm
+            for arm, each in made.items()
+            if each.beaten in sources
+            and is_harmful(situation, each.arm.source, sources[each.beaten], each.at_s)
+        }
         return Ran(
             run.served,
             evolution.spent,
             promoted=len(made),
-            harmful=sum(is_harmful(situation, registry, each) for each in made.values()),
+            harmful=len(harmful),
+            live=len(pool.been_live & made.keys()),
+            harmful_live=len(pool.been_live & harmful),
             decisions={
                 s.window.window: "+".join(
                     dict.fromkeys(registry.get(cell.arm_id).name for cell in s.cells)
@@ -155,22 +172,20 @@ class Online:
         )
 
 
-def is_harmful(situation: Situation, registry: Registry, made: Made) -> bool:
-    """Tell whether a policy alone would have served what came after it worse than the arm it beat.
+def is_harmful(situation: Situation, source: str, beaten: str, at_s: float) -> bool:
+    """Tell whether a policy alone would have served what came from `at_s` on worse than the one it beat.
 
     It is the measure's hindsight; no contestant knows it.
     """
-    later = situation.trace.arrival_s >= made.at_s
-    if not later.any() or made.beaten not in {arm.id for arm in registry.all()}:
+    later = situation.trace.arrival_s >= at_s
+    if not later.any():
         return False
 
-    def utility(arm_id: str) -> float:
-        served = situation.fleet.alone(
-            situation.trace, registry.program(arm_id), situation.objective, situation.seed
-        )
+    def utility(policy: str) -> float:
+        served = _alone(situation, policy)
         return float(utilities(served.outcome, situation.objective, np.inf)[0][later].mean())
 
-    return utility(made.arm.id) < utility(made.beaten) - HARMFUL
+    return utility(source) < utility(beaten) - HARMFUL
 
 
 def hindsight(situation: Situation, _effort: Effort) -> Ran:

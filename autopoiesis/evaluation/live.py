@@ -21,12 +21,13 @@ from pathlib import Path
 import numpy as np
 
 from autopoiesis.arms.seeds import seed_arms
+from autopoiesis.evaluation import recorded
 from autopoiesis.evaluation.contestants import OURS, SWITCHING, Ran
-from autopoiesis.evaluation.effort import Spent
 from autopoiesis.evaluation.scenario import Situation
 from autopoiesis.gateway.load import replay_load
 from autopoiesis.gateway.load_summary import SHED, Answer
 from autopoiesis.orchestrator.replay_fleet import Served
+from autopoiesis.orchestrator.settings import Settings
 from autopoiesis.replicas.fleet import free_ports
 from autopoiesis.twin.outcome import Outcome, Status
 
@@ -64,20 +65,20 @@ def live(name: str, situation: Situation) -> Ran:
     A `human/NAME` is ordered to hold the whole fleet; the learning system decides by itself, with the
     genetic synthesizer or without one.
 
-    Raises LiveError.
+    Raises LiveError, or TelemetryError if what it has recorded cannot be read.
     """
     synthesizer = "genetic" if name == OURS else "none"
     answers: list[Answer] = []
-    with (
-        tempfile.TemporaryDirectory(prefix="autopoiesis-live-") as folder,
-        serving(situation, Path(folder), synthesizer) as instance,
-    ):
-        if name not in {OURS, SWITCHING}:
-            _command("control", "allocate", name.partition("/")[2], "--data-dir", folder)
-        asyncio.run(replay_load(situation.trace, instance.url, on_done=answers.append))
-    outcome = outcome_of(situation, answers)
-    replica_s = len(situation.fleet.replicas) * situation.trace.duration_s
-    return Ran(Served(outcome, replica_s), Spent())
+    with tempfile.TemporaryDirectory(prefix="autopoiesis-live-") as folder:
+        with serving(situation, Path(folder), synthesizer) as instance:
+            if name not in {OURS, SWITCHING}:
+                _command("control", "allocate", name.partition("/")[2], "--data-dir", folder)
+            began_s = time.time()
+            asyncio.run(replay_load(situation.trace, instance.url, on_done=answers.append))
+        replica_s = len(situation.fleet.replicas) * situation.trace.duration_s
+        served = Served(outcome_of(situation, answers), replica_s)
+        telemetry = Settings.model_validate({"data_dir": folder}).telemetry_file
+        return recorded.ran(situation, served, telemetry, began_s)
 
 
 @contextmanager

@@ -65,6 +65,8 @@ def measured(situation: Situation, ran: Ran) -> tuple[dict[str, Any], Windows]:
         "replica_seconds": ran.served.replica_seconds,
         "promoted": ran.promoted,
         "harmful": ran.harmful,
+        "live": ran.live,
+        "harmful_live": ran.harmful_live,
         "evolution_cpu_s": ran.spent.cpu_s,
         "evolution_replays": ran.spent.replays,
         "evolution_cycles": ran.spent.cycles,

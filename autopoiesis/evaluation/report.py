@@ -123,7 +123,8 @@ def _evolution(summary: dict[str, Any]) -> list[Block]:
     said = [
         (
             f"Policies promoted while serving: {summary['promoted']}, harmful in hindsight: "
-            f"{summary['harmful']} ({percent(summary['harmful_share'])}). Thinking took "
+            f"{summary['harmful']} ({percent(summary['harmful_share'])}); of the {summary['live']} that got past the "
+            f"canary {summary['harmful_live']} ({percent(summary['harmful_live_share'])}). Thinking took "
             f"{number(summary['evolution_cpu_s_per_run'], 1)} s of CPU a run; "
             f"{summary['evolution_tokens']} tokens and {summary['evolution_usd']:.2f} USD of language models in all."
         )

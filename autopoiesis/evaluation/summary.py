@@ -277,12 +277,15 @@ def _adaptation(results: Results, ours: str) -> dict[str, Any]:
 
 def _promotions(results: Results, ours: str) -> dict[str, Any]:
     mine = [part.row for s in results.scenarios for part in results.of(s, ours)]
-    promoted = sum(row["promoted"] for row in mine)
-    harmful = sum(row["harmful"] for row in mine)
+    counts = {
+        what: sum(row[what] for row in mine)
+        for what in ("promoted", "harmful", "live", "harmful_live")
+    }
+    promoted, live = counts["promoted"], counts["live"]
     return {
-        "promoted": promoted,
-        "harmful": harmful,
-        "harmful_share": harmful / promoted if promoted else None,
+        **counts,
+        "harmful_share": counts["harmful"] / promoted if promoted else None,
+        "harmful_live_share": counts["harmful_live"] / live if live else None,
         "evolution_cpu_s_per_run": float(np.mean([row["evolution_cpu_s"] for row in mine])),
         "evolution_replays_per_run": float(np.mean([row["evolution_replays"] for row in mine])),
         "evolution_tokens": sum(row["evolution_tokens"] for row in mine),

@@ -167,6 +167,8 @@ class PlanUnit:
             "gpu_seconds": state.gpu_seconds,
             "promoted": planned.promoted,
             "harmful": planned.harmful,
+            "live": planned.promoted,
+            "harmful_live": planned.harmful,
             "evolution_cpu_s": spent.cpu_s,
             "evolution_replays": spent.replays,
             "evolution_cycles": spent.cycles,

@@ -135,6 +135,9 @@ def test_units_run_in_processes_of_their_own(traces, tmp_path, monkeypatch):
     [
         (["nothing"], "There is no suite 'nothing'"),
         (["dynamics", "--quick", "--scenario", "nowhere"], "No scenario is called nowhere"),
+        (["dynamics", "--quick", "--without", "nobody"], "No contestant is called nobody"),
+        (["dynamics", "--quick", "--without", "evolved"], "have to take part"),
+        (["paper", "--quick", "--without", "human/"], "have to take part"),
         (["dynamics", "--quick", "--traces", "/nonexistent"], "There is no folder of traces"),
     ],
 )
@@ -143,6 +146,22 @@ def test_wrong_usage_is_one_sentence(arguments, said, tmp_path):
     assert found.exit_code == 2
     assert said in found.stderr
     assert len(found.stderr.strip().splitlines()) == 1
+
+
+def test_contestants_can_be_left_out(traces, tmp_path, monkeypatch):
+    monkeypatch.setitem(
+        suites.SUITES, "tiny", lambda _quick: tiny_suite(CONTESTANTS, (CALM,), seeds=1)
+    )
+    command = ["bench", "tiny", "--without", "least-tokens", "--without", ORACLE, "--jobs", "1"]
+    out = tmp_path / "out"
+    done = CliRunner().invoke(
+        app, [*command, "--quiet", "--traces", str(traces), "--out", str(out)]
+    )
+    assert done.exit_code == 0, done.output
+    rows = pq.read_table(out / "results.parquet").to_pylist()
+    assert {row["contestant"] for row in rows} == {"human/least-requests", OURS}
+    told = orjson.loads((out / "summary.json").read_bytes())
+    assert told["command"].endswith(f'--without "least-tokens" --without "{ORACLE}"')
 
 
 def test_other_seeds_than_those_built_with_can_be_run(traces, tmp_path, monkeypatch):

@@ -25,7 +25,7 @@ def part(contestant, seed, misses, scenario="s", requests=1000):
         seed=seed,
         row={
             "misses": misses, "miss_share": misses / requests, "utility": met / requests, "promoted": 4,
-            "harmful": 1, "evolution_cpu_s": 1.0, "evolution_replays": 5,
+            "harmful": 1, "live": 2, "harmful_live": 1, "evolution_cpu_s": 1.0, "evolution_replays": 5,
             "evolution_tokens": 0, "evolution_usd": 0.0,
         },
         windows={"started_s": [0.0], "requests": [requests], "met": [met], "utility": [met]},
@@ -87,6 +87,7 @@ def test_the_summary_has_the_keys_of_the_contract():
     assert [s["name"] for s in told["scenarios"]] == ["s"]
     assert told["scenarios"][0]["best_human"] == ["a", "b", "a", "a"]
     assert told["harmful_share"] == 0.25
+    assert told["harmful_live_share"] == 0.5
     tuned = next(c for c in told["comparisons"] if c["against"] == "best tuned arm per trace")
     assert tuned["mean_gain"] == pytest.approx(1 - 250 / 440)
     assert told["scenarios"][0]["regret"] == pytest.approx((250 - 160) / 4000)
