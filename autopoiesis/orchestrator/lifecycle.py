@@ -127,17 +127,21 @@ class Lifecycle:
     ) -> str | None:
         """Return the canary to give a cell: one that has not served long enough to be judged.
 
-        The one of which much more is foreseen than of the others, or that has served least.
+        The one of which much more is foreseen than of the others, or that has served least. Of which harm
+        is foreseen by a proven twin has to wait for other traffic.
         """
-        windows = {a.id: self._tests.get(a.id, HarmTest()).windows for a in arms if _is_canary(a)}
         foreseen = foresight or {}
         step = self.settings.harm_margin
+        best = max((foreseen.get(a.id, -np.inf) for a in arms), default=-np.inf)
+        least = best - step if self.twin_is_proven else -np.inf
+        waiting = [a.id for a in arms if _is_canary(a) and foreseen.get(a.id, np.inf) >= least]
+        windows = {a: self._tests.get(a, HarmTest()).windows for a in waiting}
 
         def turn(arm_id: str) -> tuple[float, int]:
             return -round(foreseen.get(arm_id, 0.0) / step), windows[arm_id]
 
-        least = min(windows, key=turn, default=None)
-        return least if least and windows[least] < self._canary_windows else None
+        next_one = min(windows, key=turn, default=None)
+        return next_one if next_one and windows[next_one] < self._canary_windows else None
 
     @property
     def _canary_windows(self) -> int:

@@ -49,6 +49,9 @@ SPECIALIST_LOSS = 0.05
 """What a candidate may lose on hold-out windows as they were, if it gains more in what may come: the bandit
 gives usual windows to others."""
 
+USUAL_LOSS = 0.02
+"""What it may lose on all windows as they were, those it was bred on among them."""
+
 
 @dataclass(slots=True, eq=False)
 class Candidate:
@@ -65,7 +68,7 @@ class Candidate:
     gain: Gain | None = None
     """Over the best incumbent, surges and varied futures among the windows."""
     usual: Gain | None = None
-    """The same on windows as they were, of one that is promoted: what to expect of it now."""
+    """The same on windows as they were, of one that came so far: what to expect of it now."""
     decided: bool = True
     """False if time ran out before its gate could decide."""
 
@@ -336,16 +339,24 @@ class Gates:
                 "holdout", f"gain {pooled} over {best} is not surely above 0 and at least {floor:g}"
             )
             return False
+        if not self._stands_as_it_was(candidate, "holdout"):
+            return False
         candidate.gate = "promoted"
-        candidate.usual = self._usual_gain(candidate)
         candidate.reason = (
             f"gain {pooled} over {best}; "
             f"hold-out windows {unseen.mean:+.4f}, perturbed futures {futures.mean:+.4f}"
         )
         return True
 
-    def _usual_gain(self, candidate: Candidate) -> Gain:
-        return self.gain(*candidate.runnable, [*self._as_it_was, *self._holdout_on])
+    def _stands_as_it_was(self, candidate: Candidate, gate: Gate) -> bool:
+        """Note what it gains on all windows as they were; reject what loses more than `USUAL_LOSS` there."""
+        usual = self.gain(*candidate.runnable, [*self._as_it_was, *self._holdout_on])
+        candidate.usual = usual
+        if usual.mean < -USUAL_LOSS:
+            told = f"utility {usual.mean:+.4f} against {self.best.name} on all windows as they were"
+            candidate.reject(gate, told)
+            return False
+        return True
 
     @property
     def _everything(self) -> list[Cell]:
@@ -387,8 +398,9 @@ class Gates:
         if not (gain.low > 0.0 and pooled.low > 0.0):
             tuned.reject("tuning", f"{told}: not surely better")
             return False
+        if not self._stands_as_it_was(tuned, "tuning"):
+            return False
         tuned.gate = "tuned"
-        tuned.usual = self._usual_gain(tuned)
         tuned.reason = f"gain {pooled} over {self.best.name}; {told}"
         before.reject("tuning", f"good enough, but better with other numbers: {tuned.runnable[0]}")
         return True

@@ -70,6 +70,16 @@ def test_the_canary_of_which_most_is_foreseen_has_the_next_cell():
     assert lifecycle.on_trial([HUMAN, NEW, other], {NEW.id: 0.4, other.id: 0.1}) == NEW.id
 
 
+def test_a_canary_of_which_a_proven_twin_foresees_harm_waits():
+    lifecycle = Lifecycle()
+    foreseen = {HUMAN.id: 0.1, NEW.id: -0.1}
+    assert lifecycle.on_trial([HUMAN, NEW], foreseen) == NEW.id
+    lifecycle.twin_is_proven = True
+    assert lifecycle.on_trial([HUMAN, NEW], foreseen) is None
+    assert lifecycle.on_trial([HUMAN, NEW], {HUMAN.id: 0.1, NEW.id: 0.05}) == NEW.id
+    assert lifecycle.on_trial([HUMAN, NEW], {}) == NEW.id
+
+
 def served(lifecycle: Lifecycle, difference: float, windows: int) -> list[tuple[int, State]]:
     moves = []
     for window in range(windows):
