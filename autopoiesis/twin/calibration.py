@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import least_squares, nnls
+from scipy.optimize import least_squares
 from scipy.stats import t as student
 
 from autopoiesis.arms.compiler import compile_policy
@@ -278,15 +278,16 @@ def _starts(
 
 def _regression(recordings: Sequence[Recorded], rows: Sequence[Mask]) -> StepModel:
     """Regress token times on what ran beside: a constant, sequences, prefill tokens a step, context."""
+    from sklearn.linear_model import LinearRegression  # noqa: PLC0415 - 60 MB that only fitting needs
+
     design, target = zip(
         *(_regressors(r, m) for r, m in zip(recordings, rows, strict=True)), strict=True
     )
     x, y = np.concatenate(design), np.concatenate(target)
-    weight = 1.0 / y
-    found, _ = nnls(x * weight[:, None], np.ones(len(y)))
+    fit: Any = LinearRegression(fit_intercept=False, positive=True).fit(x, y, 1.0 / y**2)
     floor = 1e-3 * float(np.median(y))
     least = [floor, floor / 16, floor / 256, 1e-9]
-    step, sequence, token, context = np.maximum(found, least).tolist()
+    step, sequence, token, context = np.maximum(fit.coef_, least).tolist()
     long = float(np.percentile(np.concatenate([r.trace.input_tokens for r in recordings]), 90))
     pair = max(context, 2.0 * PAIRS * token / long)
     return StepModel(
