@@ -374,7 +374,10 @@ class Lifecycle:
             means.setdefault(switchback.control_id, 0.0)
         self._wanted.pop(switchback.arm_id, None)
         self._not_before[switchback.arm_id] = window + switchback.pause
-        if switchback.arm_id not in means or switchback.control_id not in means:
+        missing = {switchback.arm_id, switchback.control_id} - means.keys()
+        if missing == {switchback.control_id} and missing.isdisjoint(switchback.order):
+            return "the twin, which stood for the control, is proven no longer; not confirmed"
+        if missing:
             return "switchback without requests; not confirmed"
         gain = means[switchback.arm_id] - means[switchback.control_id]
         if gain < -(margin if self.twin_is_proven else self.settings.confirm_margin):

@@ -199,6 +199,19 @@ def test_a_proven_twin_stands_for_the_control_of_a_switchback(gain, confirmed):
     assert (LIVE.id not in lifecycle.limits([HUMAN, LIVE]).unconfirmed) is confirmed
 
 
+def test_a_trial_without_a_control_says_so_when_the_twin_is_proven_no_longer():
+    lifecycle = proving(settled_on_human())
+    begun = lifecycle.want(0, [HUMAN, LIVE], WANTED, True, np.random.default_rng(0))
+    assert begun is not None
+    lifecycle.twin_is_proven = False
+    verdicts = [lifecycle.compare(w, 0.01, levelled=True) for w in range(len(begun.order))]
+    assert verdicts[:-1] == [None] * (len(begun.order) - 1)
+    assert (
+        verdicts[-1] == "the twin, which stood for the control, is proven no longer; not confirmed"
+    )
+    assert LIVE.id in lifecycle.limits([HUMAN, LIVE]).unconfirmed
+
+
 def test_a_window_of_which_the_twin_says_nothing_confirms_nobody():
     lifecycle = proving(settled_on_human())
     begun = lifecycle.want(0, [HUMAN, LIVE], WANTED, True, np.random.default_rng(0))
