@@ -350,11 +350,15 @@ class Controller:
         self._proposal = told
 
     def _correct_the_twin(self, settled: Settled, now_s: float) -> None:
-        why = self._refits.wanted(now_s, settled.twin_errors, settled.window.drift.split(","))
+        window = settled.window
+        why = self._refits.wanted(
+            now_s, settled.twin_errors, window.drift.split(","), window.completed
+        )
         if why is None:
             return
         self._say(now_s, "twin", "", f"the profiles are fitted again: {why}")
-        fitting = self._refits.run(self._settings.data_dir, time.time)
+        whole_until_s = min((o.arrived_s for o in self._open), default=now_s)
+        fitting = self._refits.run(self._settings.data_dir, time.time, whole_until_s)
         self._refitting = asyncio.create_task(fitting, name="fit the twin")
 
     def spare(self) -> Spare:

@@ -3,7 +3,8 @@
 `Refits` decides when, keeps what was found, and starts `python -m autopoiesis.orchestrator.refit` for
 each class of replicas (those with the same profile), one after the other, at the lowest priority. The
 fit is made on every other stretch of the last windows and is taken only if it is nearer to the
-stretches between than what is in use.
+stretches between than what is in use. It is on probation then: what the twin is for is telling utility,
+and if it tells that worse with the new profile than before, the former one comes back.
 """
 
 import argparse
@@ -57,6 +58,12 @@ TURNS = 10
 """Stretches of time that are fitted to and compared on in turns."""
 BETTER = 0.9
 """A fit is taken when its error is at most this much of the error of what is in use."""
+FEWEST = 200
+"""Requests of the last `WINDOWS` that must have been answered; some dozens fit many profiles."""
+PROBATION = 3
+"""Windows after which a fit can be taken back, of which the median counts."""
+WORSE = 0.1
+"""Utility by which the twin may be further off with a fit than without."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +98,16 @@ class Fit:
             raise ProfileError(str(error)) from None
 
 
+@dataclass(frozen=True, slots=True)
+class _Probation:
+    """New fits, until it is known how well the twin tells utility with them."""
+
+    off: float
+    """How far off it was before."""
+    former: dict[str, Fit | None]
+    """Class → what was used before its new fit."""
+
+
 class Refits:
     """When to fit again, and what was found so far."""
 
@@ -104,6 +121,9 @@ class Refits:
         self._fits: dict[str, Fit] = {}
         self.follow(members)
         self._off: deque[float] = deque(maxlen=WINDOWS_OFF)
+        self._utility_off: deque[float] = deque(maxlen=WINDOWS_OFF)
+        self._answered: deque[int] = deque(maxlen=WINDOWS)
+        self._probation: _Probation | None = None
         self._not_before_s = float("-inf")
         self.running = False
 
@@ -129,15 +149,22 @@ class Refits:
         return ReplicaSpec(member.name, fit.profile, speed, declared_speed=member.speed)
 
     def wanted(
-        self, at_s: float, errors: Sequence[TwinErrorRow], drifted: Sequence[str]
+        self,
+        at_s: float,
+        errors: Sequence[TwinErrorRow],
+        drifted: Sequence[str],
+        answered: int,
     ) -> str | None:
-        """Take a window into account; return why to fit now, or None."""
+        """Take a window into account, with how many of its requests were answered; return why to fit now, or None."""
         off = [
             abs(e.twin / e.observed - 1.0) for e in errors if e.metric in LATENCIES and e.observed
         ]
         if off:
             self._off.append(max(off))
-        if self.running or at_s < self._not_before_s:
+        self._utility_off.extend(abs(e.twin - e.observed) for e in errors if e.metric == "utility")
+        self._answered.append(answered)
+        self._probe(at_s)
+        if self.running or at_s < self._not_before_s or sum(self._answered) < FEWEST:
             return None
         if "twin" in drifted:
             return "its error has drifted"
@@ -145,19 +172,61 @@ class Refits:
             return f"its latencies are {median(self._off):.0%} off"
         return None
 
-    async def run(self, data_dir: Path, now_s: Callable[[], float]) -> None:
-        """Fit every class of replicas on the last windows; never raises for what goes wrong."""
+    def _probe(self, at_s: float) -> None:
+        """Take fits back with which the twin tells utility worse; a fit that stands is on probation no longer."""
+        probation = self._probation
+        if probation is None or len(self._utility_off) < PROBATION:
+            return
+        now_off = median(self._utility_off)
+        if now_off > probation.off + WORSE:
+            for name, former in probation.former.items():
+                self._take_back(name, former)
+                told = f"its utilities are {now_off:.2f} off, and were {probation.off:.2f} before"
+                self._say(name, f"taken back: {told}")
+            self._off.clear()
+            self._not_before_s = at_s + PAUSE_S
+            self._probation = None
+        elif len(self._utility_off) == WINDOWS_OFF:
+            self._probation = None
+
+    def _take_back(self, name: str, former: Fit | None) -> None:
+        """Use again what was used before a fit; the fit's file stays for people to look at."""
+        file = self._file(name)
+        with suppress(OSError):
+            file.replace(file.with_suffix(".taken-back.json"))
+            if former is not None:
+                write_atomically(file, former.to_bytes())
+        if former is None:
+            self._fits.pop(name, None)
+        else:
+            self._fits[name] = former
+
+    async def run(
+        self, data_dir: Path, now_s: Callable[[], float], whole_until_s: float = float("inf")
+    ) -> None:
+        """Fit every class of replicas on the last windows; never raises for what goes wrong.
+
+        Of requests that ended after `whole_until_s` [Unix seconds] the load is not known as a whole.
+        """
         self.running = True
+        in_use = dict(self._fits)
         try:
             for name, members in self._classes.items():
-                await self._fit(name, members, data_dir)
+                await self._fit(name, members, data_dir, whole_until_s)
         finally:
             self.running = False
+            former = {n: in_use.get(n) for n, f in self._fits.items() if f != in_use.get(n)}
+            if former and self._utility_off:
+                self._probation = _Probation(median(self._utility_off), former)
+                self._utility_off.clear()
             self._off.clear()
             self._not_before_s = now_s() + PAUSE_S
 
-    async def _fit(self, name: str, members: Sequence[Member], data_dir: Path) -> None:
+    async def _fit(
+        self, name: str, members: Sequence[Member], data_dir: Path, whole_until_s: float
+    ) -> None:
         argv = ["--data-dir", str(data_dir), "--profile", name]
+        argv += ["--whole-until", repr(whole_until_s)]
         argv += [part for m in members for part in ("--replica", m.name, repr(m.speed))]
         if members[0].kv_tokens:
             argv += ["--kv-tokens", str(members[0].kv_tokens)]
@@ -215,13 +284,21 @@ def fit(
     speeds: Mapping[str, float],
     engine: Engine,
     in_use: Fit | None,
+    whole_until_s: float = float("inf"),
 ) -> Fit:
     """Fit the first profile of the settings to those of these replicas (with their speeds) that served.
+
+    What ended after `whole_until_s` [Unix seconds], when requests that had arrived were still to end, only loads
+    the replicas: of what ran beside it the short ones have ended and are known, the long ones are not.
 
     Raises:
         CalibrationError: there is too little to fit to.
     """
-    recordings = [r for r in recorded(stored_requests(settings, WINDOWS)) if r.replica in speeds]
+    requests = [
+        r if r.arrived_s + r.e2e_s <= whole_until_s else replace(r, ttft_s=None)
+        for r in stored_requests(settings, WINDOWS)
+    ]
+    recordings = [r for r in recorded(requests) if r.replica in speeds]
     start = starting_profile(settings, recordings, engine)
     span_s = max((float(r.trace.arrival_s[-1]) for r in recordings), default=0.0)
     split = in_turns(max(span_s / TURNS, 1e-3))
@@ -246,6 +323,7 @@ def main() -> None:
     )
     parser.add_argument("--kv-tokens", type=int)
     parser.add_argument("--in-use", type=Path)
+    parser.add_argument("--whole-until", type=float, default=float("inf"))
     options = parser.parse_args()
     die_with_parent()
     os.nice(19)
@@ -255,7 +333,8 @@ def main() -> None:
     in_use = Fit.from_bytes(options.in_use.read_bytes()) if options.in_use else None
     try:
         speeds = {name: float(speed) for name, speed in options.replica}
-        found = fit(settings, speeds, Engine(kv_tokens=options.kv_tokens), in_use)
+        engine = Engine(kv_tokens=options.kv_tokens)
+        found = fit(settings, speeds, engine, in_use, options.whole_until)
     except (ValueError, TelemetryError) as error:
         sys.exit(str(error))
     sys.stdout.buffer.write(found.to_bytes())

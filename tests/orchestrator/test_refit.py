@@ -12,7 +12,16 @@ import pytest
 from gateway_process import run, serving
 
 from autopoiesis.orchestrator.capacity import kinds_of, typical
-from autopoiesis.orchestrator.refit import OFF, PAUSE_S, WINDOWS_OFF, Fit, Refits
+from autopoiesis.orchestrator.refit import (
+    FEWEST,
+    OFF,
+    PAUSE_S,
+    PROBATION,
+    WINDOWS_OFF,
+    WORSE,
+    Fit,
+    Refits,
+)
 from autopoiesis.replicas.fleet import Member, free_ports, simulated_command
 from autopoiesis.telemetry.records import TwinErrorRow
 from autopoiesis.twin.latency import profile
@@ -46,12 +55,17 @@ def test_replicas_are_as_they_were_said_to_be_until_fitted(refits):
 
 
 def test_drift_of_the_twins_error_asks_for_a_fit(refits):
-    assert refits.wanted(0.0, [], ["context"]) is None
-    assert "drifted" in refits.wanted(0.0, [], ["context", "twin"])
+    assert refits.wanted(0.0, [], ["context"], FEWEST) is None
+    assert "drifted" in refits.wanted(0.0, [], ["context", "twin"], 0)
+
+
+def test_a_few_requests_are_not_fitted_to(refits):
+    assert refits.wanted(0.0, [], ["twin"], FEWEST - 1) is None
+    assert "drifted" in refits.wanted(1.0, [], ["twin"], 1)
 
 
 def test_latencies_that_are_off_for_long_ask_for_a_fit(refits):
-    asked = [refits.wanted(float(t), errors(2 * OFF), [""]) for t in range(WINDOWS_OFF)]
+    asked = [refits.wanted(float(t), errors(2 * OFF), [""], FEWEST) for t in range(WINDOWS_OFF)]
     assert asked[:-1] == [None] * (WINDOWS_OFF - 1)
     assert asked[-1] == "its latencies are 30% off"
 
@@ -60,7 +74,7 @@ def test_one_odd_window_or_an_odd_utility_asks_for_nothing(refits):
     for t in range(3 * WINDOWS_OFF):
         odd = 9.0 if t == WINDOWS_OFF else 0.0
         told = [*errors(odd), *errors(9.0, "utility")]
-        assert refits.wanted(float(t), told, [""]) is None
+        assert refits.wanted(float(t), told, [""], FEWEST) is None
 
 
 def test_a_fit_survives_a_restart_and_gives_the_class_its_speeds(refits, tmp_path):
@@ -107,8 +121,56 @@ async def test_a_fit_without_telemetry_is_told_and_paused(tmp_path):
     ((subject, message),) = told
     assert subject == NAME
     assert "not fitted: There is no telemetry" in message
-    assert refits.wanted(1000.0 + PAUSE_S - 1.0, [], ["twin"]) is None
-    assert refits.wanted(1000.0 + PAUSE_S, [], ["twin"]) is not None
+    assert refits.wanted(1000.0 + PAUSE_S - 1.0, [], ["twin"], FEWEST) is None
+    assert refits.wanted(1000.0 + PAUSE_S, [], ["twin"], FEWEST) is not None
+
+
+async def with_a_new_fit(tmp_path, monkeypatch, earlier=None):
+    """Return refits that have just taken a new fit, and what they have told."""
+    told = []
+    if earlier:
+        (tmp_path / f"{NAME}.fit.json").write_bytes(earlier.to_bytes())
+    refits = Refits(tmp_path, FLEET[:2], lambda *what: told.append(what))
+    for t in range(WINDOWS_OFF):
+        refits.wanted(float(t), errors(0.02, "utility"), [""], FEWEST)
+
+    async def found(_argv):
+        return fit_of(profile=replace(profile(NAME), max_num_seqs=9)).to_bytes()
+
+    monkeypatch.setattr("autopoiesis.orchestrator.refit._in_process", found)
+    await refits.run(tmp_path, lambda: 10.0)
+    assert refits.spec(FLEET[0]).profile.max_num_seqs == 9
+    return refits, told
+
+
+@pytest.mark.parametrize("earlier", [None, fit_of()])
+async def test_a_fit_with_which_the_twin_tells_utility_worse_is_taken_back(
+    tmp_path, monkeypatch, earlier
+):
+    refits, told = await with_a_new_fit(tmp_path, monkeypatch, earlier)
+    before = earlier.profile.max_num_seqs if earlier else profile(NAME).max_num_seqs
+    for t in range(PROBATION - 1):
+        refits.wanted(20.0 + t, errors(-0.9, "utility"), [""], FEWEST)
+    assert refits.spec(FLEET[0]).profile.max_num_seqs == 9
+    assert refits.wanted(30.0, errors(-0.9, "utility"), ["twin"], FEWEST) is None
+    assert refits.spec(FLEET[0]).profile.max_num_seqs == before
+    assert told[-1] == (NAME, "taken back: its utilities are 0.90 off, and were 0.02 before")
+    again = Refits(tmp_path, FLEET[:2], lambda *_: None)
+    assert again.spec(FLEET[0]).profile.max_num_seqs == before
+    kept = Fit.from_bytes((tmp_path / f"{NAME}.fit.taken-back.json").read_bytes())
+    assert kept.profile.max_num_seqs == 9
+    assert refits.wanted(30.0 + PAUSE_S, [], ["twin"], FEWEST) is not None
+
+
+async def test_a_fit_stands_once_the_twin_has_told_utility_as_well_with_it(tmp_path, monkeypatch):
+    refits, told = await with_a_new_fit(tmp_path, monkeypatch)
+    for t in range(WINDOWS_OFF):
+        off = 0.9 if t == 0 else 0.02 + WORSE / 2
+        refits.wanted(20.0 + t, errors(off, "utility"), [""], FEWEST)
+    for t in range(WINDOWS_OFF):
+        refits.wanted(40.0 + t, errors(0.9, "utility"), [""], FEWEST)
+    assert refits.spec(FLEET[0]).profile.max_num_seqs == 9
+    assert len(told) == 1
 
 
 def test_a_fit_is_json_that_people_can_read():

@@ -8,8 +8,12 @@ from recordings import H100, SLOWER, hidden, loads, record
 from typer.testing import CliRunner
 
 from autopoiesis.cli import app
+from autopoiesis.orchestrator import refit
+from autopoiesis.orchestrator.settings import Settings
+from autopoiesis.orchestrator.twin_commands import Engine
 from autopoiesis.telemetry.records import RequestRecord, Status, WindowRow
 from autopoiesis.telemetry.store import Store
+from autopoiesis.twin.calibration import CalibrationError
 from autopoiesis.twin.trace import read_trace
 
 run = CliRunner().invoke
@@ -106,3 +110,19 @@ def test_export_writes_a_trace_that_replays(data_dir, tmp_path):
     assert [r.input_tokens for r in records()] == trace.input_tokens.tolist()
     assert 0.0 == trace.arrival_s[0]
     assert 1 + len(trace) == len(np.unique(trace.blocks))
+
+
+def test_a_refit_leaves_out_what_ran_beside_requests_that_are_not_known_yet(tmp_path):
+    """Of those the long ones are still to end, and what is known says too much of the short ones."""
+    with Store.open(tmp_path / "telemetry.duckdb") as store:
+        store.write_window(WINDOW, requests=records())
+    settings = Settings.model_validate({"data_dir": tmp_path, "profile": (H100.name,)})
+
+    def fitted(whole_until_s):
+        return refit.fit(settings, {"replica-0": 1.0}, Engine(), None, whole_until_s)
+
+    whole, half = fitted(float("inf")), fitted(1e9 + 70.0)
+    assert whole.requests > half.requests > 50
+    assert half.error < 0.5 * half.error_before
+    with pytest.raises(CalibrationError, match="too few"):
+        fitted(1e9 + 5.0)
