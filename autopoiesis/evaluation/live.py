@@ -43,6 +43,8 @@ VLLM_ARGUMENTS = (
 )  # fmt: skip
 """For a tiny model on the CPU, as `twin/profiles.json` has it."""
 STOP_S = 60.0
+DRAIN_S = 300.0
+"""Longest wait for what still runs after the last request, since the twin serves to the end as well."""
 COMMAND_S = 300.0
 """Longest time of one command: a machine that serves and loads at once is slow to start another process."""
 
@@ -74,7 +76,10 @@ def live(name: str, situation: Situation) -> Ran:
             if name not in {OURS, SWITCHING}:
                 _command("control", "allocate", name.partition("/")[2], "--data-dir", folder)
             began_s = time.time()
-            asyncio.run(replay_load(situation.trace, instance.url, on_done=answers.append))
+            load = replay_load(
+                situation.trace, instance.url, on_done=answers.append, drain_s=DRAIN_S
+            )
+            asyncio.run(load)
         replica_s = len(situation.fleet.replicas) * situation.trace.duration_s
         served = Served(outcome_of(situation, answers), replica_s)
         telemetry = Settings.model_validate({"data_dir": folder}).telemetry_file
