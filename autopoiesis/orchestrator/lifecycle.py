@@ -257,10 +257,10 @@ class Lifecycle:
             self._memory.append(dict(estimates))
 
     def superfluous(self, arms: Sequence[Arm], mean: Mapping[str, float]) -> list[Move]:
-        """Return the synthesized live arms beyond the number that may serve: those that add least.
+        """Return the synthesized arms beyond the number that may serve: those that add least.
 
         A set of arms is worth its best member, window by window; `mean` is what is expected of each
-        now, and counts as one more window.
+        now, and counts as one more window. A canary is spared until it has waited for all windows remembered.
         """
         serving = [a for a in arms if a.state in {State.CANARY, State.LIVE}]
         excess = max(len(serving) - self.settings.max_serving, 0)
@@ -273,10 +273,15 @@ class Lifecycle:
         out = [
             a
             for a in least_first
-            if a.origin is not Origin.HUMAN and a.state is State.LIVE and not a.pinned
+            if a.origin is not Origin.HUMAN
+            and not a.pinned
+            and (a.state is State.LIVE or self._has_waited(a.id))
         ]
         why = f"adds least to the others among more than {self.settings.max_serving} serving arms"
         return [Move(a.id, State.RETIRED, why) for a in out[:excess]]
+
+    def _has_waited(self, arm_id: str) -> bool:
+        return len(self._memory) == MEMORY and all(arm_id in window for window in self._memory)
 
     # --- confirmation -------------------------------------------------------------------------
 

@@ -3,7 +3,12 @@ import pytest
 from traffic import SHED_ALL, human, registry, written
 
 from autopoiesis.arms.arm import State
-from autopoiesis.orchestrator.lifecycle import Lifecycle, LifecycleSettings, Switchback
+from autopoiesis.orchestrator.lifecycle import (
+    MEMORY,
+    Lifecycle,
+    LifecycleSettings,
+    Switchback,
+)
 from autopoiesis.orchestrator.promotion import Promotion
 from autopoiesis.telemetry.records import CellRow
 
@@ -127,6 +132,24 @@ def test_weak_synthesized_arms_make_room_and_human_ones_never():
     lifecycle = Lifecycle(LifecycleSettings(max_serving=1))
     moves = lifecycle.superfluous([HUMAN, LIVE], {HUMAN.id: 0.1, LIVE.id: 0.9})
     assert [(m.arm_id, m.state) for m in moves] == [(LIVE.id, State.RETIRED)]
+
+
+def test_a_canary_makes_room_once_it_has_waited_long_for_traffic_of_its_kind():
+    lifecycle = Lifecycle(LifecycleSettings(max_serving=1))
+    means = {HUMAN.id: 0.5, NEW.id: 0.1}
+    for _ in range(MEMORY - 1):
+        lifecycle.remember(means)
+    assert lifecycle.superfluous([HUMAN, NEW], means) == []
+    lifecycle.remember({HUMAN.id: 0.5})
+    assert lifecycle.superfluous([HUMAN, NEW], means) == []
+    for _ in range(MEMORY):
+        lifecycle.remember(means)
+    (move,) = lifecycle.superfluous([HUMAN, NEW], means)
+    assert (move.arm_id, move.state) == (NEW.id, State.RETIRED)
+    assert (
+        registry(*human("least-requests"), NEW).move(move.arm_id, move.state, move.reason).state
+        is State.RETIRED
+    )
 
 
 WANTED = {LIVE.id: 0.9, HUMAN.id: 0.1}

@@ -318,7 +318,10 @@ def test_orders_end_a_switchback():
 
 
 def test_every_change_of_allocation_has_a_reason():
-    good, refuser = written(LEAST_REQUESTS_BUT_ELSEWHERE, "newcomer"), written(SHED_ALL, "refuser")
+    good = written(LEAST_REQUESTS_BUT_ELSEWHERE, "newcomer", State.LIVE)
+    refuser = written(
+        SHED_ALL, "refuser"
+    )  # on trial before the twin is proven and would foresee harm
     run = drive(*human("random", "least-requests", "round-robin"), good, refuser)
     whys: list[str] = []
     for _ in range(25):
