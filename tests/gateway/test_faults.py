@@ -47,21 +47,29 @@ def load(stack: Stack, clients: int = 4) -> Iterator[list[int | str]]:
 def test_a_dead_first_choice_costs_nothing_but_an_attempt(stack: Stack):
     records = Records(stack)
     with serving(stack, FIRST_REPLICA, "r0", "r1", "r2"):
-        assert stack.post(chat()).headers["x-served-by"] == "r0"
-        stack.kill("r0")
-        try:
-            answer = stack.post(chat(), headers={"x-request-id": "retried"})
-            assert (answer.status, answer.headers["x-served-by"]) == (200, "r1")
-            (record,) = records.of("retried")
-            assert (record.status, record.attempts, record.replica) == (Status.COMPLETED, 2, "r1")
-            wait_until(lambda: "r0 is away" in stack.log("picker"))
-            again = stack.post(chat(), headers={"x-request-id": "avoided"})
-            assert again.headers["x-served-by"] == "r1"
-            assert records.of("avoided")[0].attempts == 1
-        finally:
-            stack.start_upstream(stack.members[0])
-        wait_until(lambda: "r0 is back" in stack.log("picker"))
-        wait_until(lambda: stack.post(chat()).headers["x-served-by"] == "r0")
+        # Now and then the picker has noticed before the request comes, and nothing has to be tried twice.
+        attempts = (attempts_after_a_kill(stack, records, str(n)) for n in range(5))
+        assert next((n for n in attempts if n > 1), 1) == 2
+
+
+def attempts_after_a_kill(stack: Stack, records: Records, name: str) -> int:
+    assert stack.post(chat()).headers["x-served-by"] == "r0"
+    before = stack.log("picker").count("r0 is away")
+    stack.kill("r0")
+    try:
+        answer = stack.post(chat(), headers={"x-request-id": f"retried-{name}"})
+        assert (answer.status, answer.headers["x-served-by"]) == (200, "r1")
+        (record,) = records.of(f"retried-{name}")
+        assert (record.status, record.replica) == (Status.COMPLETED, "r1")
+        wait_until(lambda: stack.log("picker").count("r0 is away") > before)
+        again = stack.post(chat(), headers={"x-request-id": f"avoided-{name}"})
+        assert again.headers["x-served-by"] == "r1"
+        assert records.of(f"avoided-{name}")[0].attempts == 1
+    finally:
+        stack.start_upstream(stack.members[0])
+    wait_until(lambda: stack.log("picker").count("r0 is back") > before)
+    wait_until(lambda: stack.post(chat()).headers["x-served-by"] == "r0")
+    return record.attempts
 
 
 def test_a_replica_killed_under_load_loses_no_request(stack: Stack):
