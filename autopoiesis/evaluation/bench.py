@@ -134,7 +134,7 @@ def command_of(
     seeds: int | None,
     first_seed: int,
     scenarios: Sequence[str],
-    without: Sequence[str] = (),
+    without: Sequence[str],
 ) -> str:
     """Return the command that gives these results."""
     words = ["autopoiesis", "bench", name, "--out", "out/"]

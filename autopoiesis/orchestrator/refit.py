@@ -194,12 +194,16 @@ class Refits:
         file = self._file(name)
         with suppress(OSError):
             file.replace(file.with_suffix(".taken-back.json"))
-            if former is not None:
-                write_atomically(file, former.to_bytes())
         if former is None:
             self._fits.pop(name, None)
         else:
-            self._fits[name] = former
+            self._use(name, former)
+
+    def _use(self, name: str, fit: Fit) -> None:
+        with suppress(OSError):  # then it is used until the next start
+            self._folder.mkdir(exist_ok=True)
+            write_atomically(self._file(name), fit.to_bytes())
+        self._fits[name] = fit
 
     async def run(
         self, data_dir: Path, now_s: Callable[[], float], whole_until_s: float = float("inf")
@@ -209,13 +213,14 @@ class Refits:
         Of requests that ended after `whole_until_s` [Unix seconds] the load is not known as a whole.
         """
         self.running = True
-        in_use = dict(self._fits)
+        former: dict[str, Fit | None] = {}
         try:
             for name, members in self._classes.items():
-                await self._fit(name, members, data_dir, whole_until_s)
+                in_use = self._fits.get(name)
+                if await self._fit(name, members, data_dir, whole_until_s):
+                    former[name] = in_use
         finally:
             self.running = False
-            former = {n: in_use.get(n) for n, f in self._fits.items() if f != in_use.get(n)}
             if former and self._utility_off:
                 self._probation = _Probation(median(self._utility_off), former)
                 self._utility_off.clear()
@@ -224,7 +229,8 @@ class Refits:
 
     async def _fit(
         self, name: str, members: Sequence[Member], data_dir: Path, whole_until_s: float
-    ) -> None:
+    ) -> bool:
+        """Fit one class; tell whether what was found is used now."""
         argv = ["--data-dir", str(data_dir), "--profile", name]
         argv += ["--whole-until", repr(whole_until_s)]
         argv += [part for m in members for part in ("--replica", m.name, repr(m.speed))]
@@ -236,18 +242,16 @@ class Refits:
             fit = Fit.from_bytes(await _in_process(argv))
         except (OSError, TimeoutError, CalibrationError, ProfileError) as error:
             self._say(name, f"not fitted: {error or 'it took too long'}")
-            return
+            return False
         told = (
             f"error {fit.error_before:.0%}, {fit.error:.0%} when fitted to {fit.requests} requests"
         )
         if not fit.better:
             self._say(name, f"kept as it is: {told}")
-            return
-        with suppress(OSError):  # then it is used until the next start
-            self._folder.mkdir(exist_ok=True)
-            write_atomically(self._file(name), fit.to_bytes())
-        self._fits[name] = fit
+            return False
+        self._use(name, fit)
         self._say(name, f"fitted anew: {told}")
+        return True
 
     def _earlier(self, name: str) -> Fit | None:
         try:

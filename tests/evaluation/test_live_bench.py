@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from evaluation_scenes import CALM, SHIFT
+from telemetry.telemetry_rows import window_row
 
 from autopoiesis.arms.allocation import SHARDS, Allocation, Cell
 from autopoiesis.arms.arm import State
@@ -12,38 +13,14 @@ from autopoiesis.arms.seeds import seed_arms
 from autopoiesis.evaluation import recorded
 from autopoiesis.evaluation.live import LiveError, fleet_options, live
 from autopoiesis.evaluation.scenario import Segment, situation_of
-from autopoiesis.telemetry.records import SynthesisRow, WindowRow
+from autopoiesis.orchestrator.replay_fleet import Served
+from autopoiesis.telemetry.records import SynthesisRow
 from autopoiesis.telemetry.store import Store
 from autopoiesis.twin.outcome import Status
 
 BEGAN_S = 1.7e9
 ARMS = {arm.name: arm for arm in seed_arms()}
 GOOD, BAD = ARMS["least-tokens"], ARMS["round-robin"]
-
-
-def window_row(window: int, window_s: float) -> WindowRow:
-    started_s = BEGAN_S + window * window_s
-    nothing: dict[str, None] = dict.fromkeys(
-        ("ttft_p50_s", "ttft_p99_s", "tpot_p50_s", "tpot_p99_s", "utility")
-    )
-    unknown: dict[str, None] = dict.fromkeys(("regret", "regret_low", "regret_high"))
-    return WindowRow(
-        window=window,
-        started_s=started_s,
-        ended_s=started_s + window_s,
-        objective={},
-        context={},
-        requests=0,
-        completed=0,
-        shed=0,
-        failed=0,
-        throughput_tokens_s=0.0,
-        goodput_rps=0.0,
-        drift="",
-        twin_weight=0.0,
-        **nothing,
-        **unknown,
-    )
 
 
 def synthesis(made: str, beaten: str, at_s: float) -> SynthesisRow:
@@ -59,7 +36,7 @@ def shift(traces):
 
 def test_a_run_is_told_from_its_telemetry(shift, tmp_path):
     telemetry = tmp_path / "telemetry.duckdb"
-    served = shift.fleet.alone  # what clients saw is not the file's to say
+    served = Served(None, 0.0)  # what clients saw is not the file's to say
     with Store.open(telemetry) as store:
         for arm in (GOOD, BAD):
             store.save_arm(replace(arm, state=State.SHADOW))
@@ -68,8 +45,10 @@ def test_a_run_is_told_from_its_telemetry(shift, tmp_path):
         for window, arm in ((-1, GOOD), (0, GOOD), (1, BAD)):
             cell = Cell(arm.id, ("replica-0", "replica-1"), tuple(range(SHARDS)), 1.0)
             store.write_allocation(Allocation(window + 5, (cell,)))
-            row = replace(window_row(window, shift.window_s), window=window + 5)
-            store.write_window(row)
+            from_s = BEGAN_S + window * shift.window_s
+            store.write_window(
+                replace(window_row(window + 5), started_s=from_s, ended_s=from_s + shift.window_s)
+            )
         store.write_synthesis(synthesis(BAD.id, GOOD.id, 6.0))
         store.write_synthesis(synthesis(GOOD.id, BAD.id, 8.0))
         store.write_synthesis(SynthesisRow(BEGAN_S, 2, "drift", "genetic", 1.0, 0.5, 0, 0.0))
@@ -88,7 +67,7 @@ def test_what_is_made_after_the_last_request_harms_nobody(shift, tmp_path):
         store.save_arm(GOOD)
         store.save_arm(BAD)
         store.write_synthesis(synthesis(BAD.id, GOOD.id, shift.trace.duration_s + 1.0))
-    told = recorded.ran(shift, None, tmp_path / "telemetry.duckdb", BEGAN_S)
+    told = recorded.ran(shift, Served(None, 0.0), tmp_path / "telemetry.duckdb", BEGAN_S)
     assert (told.promoted, told.harmful) == (1, 0)
 
 
